@@ -1,0 +1,35 @@
+# make reproduce   train VAE and SAAAE on the shipped photographs, leave results/quick/
+# make test        everything that CI runs
+# make lab         JupyterLab on the notebooks
+# make export      notebooks -> package, notebooks cleaned
+# make readme      fill the README's tables from results/
+PYTHON ?= python3
+BIN := .venv/bin
+NOTEBOOK := SAAAE_image_mask-linear.ipynb
+
+.PHONY: reproduce test lab export readme
+.DELETE_ON_ERROR:
+
+.venv/installed: requirements.lock setup.py settings.ini
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+reproduce: .venv/installed
+	@mkdir -p results/quick
+	@$(BIN)/papermill nbs/$(NOTEBOOK) results/quick/$(NOTEBOOK) -k python3 --no-progress-bar --log-level ERROR --stdout-file /dev/stdout
+	@echo "The results are in results/quick: summary.md is the table, recon/ has the pictures, $(NOTEBOOK) tells the story."
+
+test: .venv/installed
+	@$(BIN)/python -m pytest -q tests
+
+lab: .venv/installed
+	@$(BIN)/jupyter lab nbs
+
+export: .venv/installed
+	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean
+
+readme: .venv/installed
+	@$(BIN)/python tools/fill_readme.py

@@ -1,0 +1,16 @@
+"Install `saaae` as `settings.ini` describes it."
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+config = ConfigParser(delimiters=["="])
+config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
+c = config["DEFAULT"]
+setup(
+    name=c["lib_name"], version=c["version"], description=c["description"], author=c["author"], license="MIT",
+    url=c["git_url"], python_requires=f">={c['min_python']}", packages=find_packages(include=["saaae*"]),
+    install_requires=c["requirements"].split(), extras_require={"dev": c["dev_requirements"].split()},
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+)

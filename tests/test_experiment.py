@@ -1,0 +1,101 @@
+"The main notebook, run headlessly by papermill as a user runs it, at toy size."
+import csv, json, os, shutil, signal, subprocess, sys, time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOK = "SAAAE_image_mask-linear.ipynb"
+TOY = dict(epochs=2, width=2, train_images=40, test_images=10, batch_size=16, grid_epochs=[2], device="cpu")
+
+
+def papermill(out, root=ROOT, **parameters):
+    "Run the main notebook of a checkout; returns the finished process."
+    out.mkdir(parents=True, exist_ok=True)
+    given = "\n".join(f"{k}: {json.dumps(v)}" for k, v in dict(parameters, out=str(out)).items())
+    command = [Path(sys.executable).with_name("papermill"), root / "nbs" / NOTEBOOK, out / NOTEBOOK, "-k", "python3", "-y", given,
+               "--no-progress-bar", "--log-level", "ERROR", "--stdout-file", "/dev/stdout"]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(root)))
+
+
+def rows(path):
+    return list(csv.DictReader(open(path)))
+
+
+def test_quick_preset(tmp_path):
+    run = papermill(tmp_path / "run", preset="quick", **TOY)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "img/s" in run.stdout and "loss" in run.stdout and str(tmp_path / "run") in run.stdout
+    left = {str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    assert left == {NOTEBOOK, "config.json", "metrics.csv", "speed.csv", "summary.csv", "summary.md", "curves.png", "recon/epoch_0002.png",
+                    "vae.safetensors", "saaae.safetensors"}
+    metrics, summary = rows(tmp_path / "run" / "metrics.csv"), rows(tmp_path / "run" / "summary.csv")
+    assert [(r["model"], r["epoch"]) for r in metrics] == [("vae", "1"), ("saaae", "1"), ("vae", "2"), ("saaae", "2")]
+    assert [r["images"] for r in summary] == ["photos64 test"] * 2
+    assert [float(r["mse"]) for r in summary] == [float(r["mse"]) for r in metrics[2:]]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["width"] == 2
+
+    again = papermill(tmp_path / "again", preset="quick", **TOY)
+    assert again.returncode == 0
+    for name in ("metrics.csv", "summary.csv", "summary.md", "config.json", "vae.safetensors", "saaae.safetensors", "recon/epoch_0002.png", "curves.png"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("wrong, says", [
+    (dict(epoch=3), "epoch is not a parameter; did you mean epochs?"),
+    (dict(epochs="3"), "epochs must be a whole number, not '3'."),
+    (dict(batch_size=0), "batch_size must be at least 1, not 0."),
+    (dict(dataset="imagenet"), "dataset: 'imagenet' is neither photos64 nor stl10 nor a folder."),
+], ids=lambda v: next(iter(v)) if isinstance(v, dict) else "")
+def test_wrong_parameters_are_refused_by_name(tmp_path, wrong, says):
+    run = papermill(tmp_path / "run", **{**TOY, **wrong})
+    assert run.returncode != 0 and says in run.stderr
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    "A copy of the repository with a miniature STL-10 in its official binary layout."
+    root = tmp_path / "checkout"
+    for name in ("nbs", "saaae"): shutil.copytree(ROOT / name, root / name)
+    shutil.copytree(ROOT / "data" / "published", root / "data" / "published")
+    folder, rng = root / "data" / "STL10" / "stl10_binary", np.random.RandomState(0)
+    folder.mkdir(parents=True)
+    for split, n in dict(train=40, test=12, unlabeled=4).items():
+        rng.randint(0, 256, (n, 3, 96, 96)).astype(np.uint8).tofile(folder / f"{split}_X.bin")
+        if split != "unlabeled": (np.arange(n) % 10 + 1).astype(np.uint8).tofile(folder / f"{split}_y.bin")
+    (folder / "class_names.txt").write_text("\n".join("airplane bird car cat deer dog horse monkey ship truck".split()))
+    return root
+
+
+@pytest.mark.parametrize("preset, images", [("stl10", "stl10 test"), ("published", "stl10 train")])
+def test_stl10_presets(checkout, preset, images):
+    run = papermill(checkout / "run", checkout, preset=preset, epochs=2, width=2, attention="patch", batch_size=16, device="cpu")
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert [r["images"] for r in rows(checkout / "run" / "summary.csv")] == [images] * 2
+    assert (checkout / "data" / "STL10" / "train_64.safetensors").exists()
+    if preset == "published": assert rows(checkout / "run" / "summary.csv")[1]["rate_bits"] == "inf"
+
+
+TRAIN = """
+import sys
+from saaae.data import load_images
+from saaae.training import build_models, configure, train
+cfg = configure("quick", width=2, epochs=12, batch_size=8, image_size=16, train_images=64, patches=2, patch_size=4, device="cpu")
+train(build_models(cfg), load_images(cfg.dataset, "train", 16, 64), cfg, sys.argv[1], checkpoint_seconds=0)
+"""
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT], ids=["killed", "ctrl-c"])
+def test_a_stopped_run_goes_on_to_the_same_numbers(tmp_path, stop):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    subprocess.run([sys.executable, "-c", TRAIN, whole], check=True, capture_output=True)
+    run = subprocess.Popen([sys.executable, "-c", TRAIN, stopped], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (stopped / "checkpoint.safetensors").exists() and run.poll() is None: time.sleep(.001)
+    run.send_signal(stop)
+    said = run.communicate()[0]
+    assert run.returncode != 0 and not (stopped / "vae.safetensors").exists()
+    if stop == signal.SIGINT: assert "the same call goes on from there" in said
+    subprocess.run([sys.executable, "-c", TRAIN, stopped], check=True, capture_output=True)
+    for name in ("metrics.csv", "vae.safetensors", "saaae.safetensors"): assert (whole / name).read_bytes() == (stopped / name).read_bytes(), name

@@ -1,0 +1,20 @@
+"Every module notebook runs under nbdev_test: its asserts are the unit tests."
+import json, subprocess, sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted(ROOT.glob("nbs/[0-9]*.ipynb"))
+
+
+def test_there_are_notebooks():
+    assert [n.stem for n in NOTEBOOKS] == ["00_data", "01_attention", "02_reparameterization", "03_models", "04_training", "05_evaluation"]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda n: n.stem)
+def test_notebook(notebook):
+    cells = json.loads(notebook.read_text())["cells"]
+    assert any("assert" in "".join(c["source"]) or "test_eq" in "".join(c["source"]) for c in cells if c["cell_type"] == "code")
+    run = subprocess.run([Path(sys.executable).with_name("nbdev_test"), "--path", notebook], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0 and "Success." in run.stdout, run.stdout[-3000:] + run.stderr[-3000:]
