@@ -8,8 +8,6 @@ BIN := .venv/bin
 NOTEBOOK := SAAAE_image_mask-linear.ipynb
 
 .PHONY: reproduce test lab export readme
-.DELETE_ON_ERROR:
-
 .venv/installed: requirements.lock setup.py settings.ini
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv

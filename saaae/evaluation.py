@@ -47,12 +47,13 @@ def evaluate(
     model.eval()
     metrics = dict(mse_pixel=MeanSquaredError(), psnr_db=PeakSignalNoiseRatio(data_range=1., dim=(1, 2, 3), reduction="elementwise_mean"))
     if ssim: metrics["ssim"] = StructuralSimilarityIndexMeasure(data_range=1.)
-    means = {f"kl_{kind}_nats": MeanMetric(nan_strategy="disable") for kind in KL_KINDS}
+    means = {name: MeanMetric(nan_strategy="disable") for name in (*(f"kl_{kind}_nats" for kind in KL_KINDS), "gate_mean")}
     for m in (*metrics.values(), *means.values()): m.to(cfg.device)
     for x, corrupted, noise in corrupted_batches(images, cfg):
         x_hat, posterior = model(corrupted, noise, sample)
         for m in metrics.values(): m.update(to_unit(x_hat).contiguous(), to_unit(x).contiguous())
         for kind in KL_KINDS: means[f"kl_{kind}_nats"].update(posterior.kl(kind))
+        means["gate_mean"].update(posterior.gate.expand_as(posterior.mu))
     f = {name: m.compute().item() for name, m in (metrics | means).items()}
     mse, charged, exact = f["mse_pixel"] * 3 * images.size**2, f[f"kl_{cfg.kl}_nats"], f["kl_exact_nats"]
     return dict(mse=mse) | {k: f.get(k, math.nan) for k in ("mse_pixel", "psnr_db", "ssim")} | dict(loss=4 * mse + cfg.beta * charged, kl_charged_nats=charged) | {
@@ -160,7 +161,7 @@ LABELS = {
     "mse": ("MSE ↓", "{:.2f}"), "loss": ("KL + MSE ↓ (loss an image, squared error on [-1, 1])", "{:.1f}"),
     "epochs_to_vae_final_mse": ("epochs until the VAE's final MSE is reached ↓", "{}"), "psnr_db": ("PSNR (dB) ↑", "{:.2f}"), "ssim": ("SSIM ↑", "{:.3f}"),
     "mse_mode": ("MSE without noise (z = mu) ↓", "{:.2f}"), "train_mse": ("MSE on training images", "{:.2f}"), "kl_charged_nats": ("KL charged (nats)", "{:.1f}"),
-    "rate_bits": ("rate: exact KL (bits)", "{:.1f}"), "leak_nats": ("leak: exact minus charged KL (nats)", "{:.1f}"), "parameters": ("parameters", "{:,}"),
+    "rate_bits": ("rate: exact KL (bits)", "{:.1f}"), "leak_nats": ("leak: exact minus charged KL (nats)", "{:.1f}"), "gate_mean": ("mean gate: share of the noise let through", "{:.3f}"), "parameters": ("parameters", "{:,}"),
 }
 
 def to_markdown(

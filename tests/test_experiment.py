@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = "SAAAE_image_mask-linear.ipynb"
@@ -26,7 +27,7 @@ def rows(path):
 def test_quick_preset(tmp_path):
     run = papermill(tmp_path / "run", preset="quick", **TOY)
     assert run.returncode == 0, run.stderr[-3000:]
-    assert "img/s" in run.stdout and "loss" in run.stdout and str(tmp_path / "run") in run.stdout
+    assert "img/s" in run.stdout and "loss" in run.stdout and os.path.relpath(tmp_path / "run", ROOT) in run.stdout
     left = {str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*") if p.is_file()}
     assert left == {NOTEBOOK, "config.json", "metrics.csv", "speed.csv", "summary.csv", "summary.md", "curves.png", "recon/epoch_0002.png",
                     "vae.safetensors", "saaae.safetensors"}
@@ -40,6 +41,16 @@ def test_quick_preset(tmp_path):
     assert again.returncode == 0
     for name in ("metrics.csv", "summary.csv", "summary.md", "config.json", "vae.safetensors", "saaae.safetensors", "recon/epoch_0002.png", "curves.png"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+def test_folder_of_ones_own(tmp_path):
+    for i in range(12): Image.fromarray(np.full((70, 90, 3), 20 * i, np.uint8)).save(tmp_path / f"{i:02d}.png")
+    (tmp_path / "03.png").write_bytes(b"not an image")
+    run = papermill(tmp_path / "run", dataset=str(tmp_path), epochs=1, width=2, batch_size=4, device="cpu")
+    assert run.returncode == 0, run.stderr[-3000:]
+    executed = (tmp_path / "run" / NOTEBOOK).read_text()
+    assert "1 of 10 files skipped" in executed and "03.png cannot be read as an image" in executed
+    assert [(r["images"], r["n"]) for r in rows(tmp_path / "run" / "summary.csv")] == [(f"{tmp_path.name} test", "2")] * 2
 
 
 @pytest.mark.parametrize("wrong, says", [
