@@ -73,13 +73,20 @@ class Images:
         "The same images, with pixels and labels on `device`."
         return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
 
+    def take(
+        self,
+        index: torch.Tensor,  # int64 `[m]`
+    ) -> "Images":
+        "The images at these places, in this order."
+        return replace(self, **{name: (t := getattr(self, name))[index.to(t.device)] for name in ("pixels", "labels", "groups")})
+
     def first(
         self,
         n: int | None,  # how many; `None`: all
     ) -> "Images":
         "The first `n` images. Raises `DataError` if there are fewer."
         if n is not None and n > len(self): raise DataError(f"{self.name} has {len(self)} images, {n} were asked for.")
-        return replace(self, pixels=self.pixels[:n], labels=self.labels[:n], groups=self.groups[:n])
+        return self.take(torch.arange(len(self) if n is None else n))
 
 # %% ../nbs/00_data.ipynb #cell-13
 def normalise(
@@ -144,7 +151,8 @@ def load_photographs(
     for row in rows:
         pixels = np.asarray(read_image(root/"photographs"/row["file"]))
         if hashlib.sha256(pixels.tobytes()).hexdigest() != row["sha256"]:
-            raise DataError(f"{root/'photographs'/row['file']} is not the photograph that was shipped: `git checkout data/photos64` brings it back.")
+            raise DataError(f"{root/'photographs'/row['file']} is not the photograph that was shipped: "
+                            "`git checkout data/photos64` brings it back.")
         photographs.append(rearrange(pixels, "h w c -> c h w"))
     return rows, photographs
 
@@ -189,11 +197,13 @@ def photos64(
 ) -> Images:
     "The photographs that come with the repository, cut into crops. Raises `DataError` if the pixels are not the published ones."
     root = Path(root or DATA/"photos64")
-    if not (root/"photographs.csv").exists(): raise DataError(f"photos64 is not in {root}: run from a clone of the repository, or pass its `data/photos64` as root.")
+    if not (root/"photographs.csv").exists():
+        raise DataError(f"photos64 is not in {root}: run from a clone of the repository, or pass its `data/photos64` as root.")
     images = cut_crops(root, split, n, size)
     if size == 64 and len(images) >= N_CROPS[split]:
         if pixels_sha256(images.first(N_CROPS[split])) != json.loads((root/"crops.json").read_text())[split]:
-            raise DataError(f"The crops of photos64 ({split}) differ from the published ones: the files in {root} or the version of numpy are at fault.")
+            raise DataError(f"The crops of photos64 ({split}) differ from the published ones: "
+                            f"the files in {root} or the version of numpy are at fault.")
     return images
 
 # %% ../nbs/00_data.ipynb #cell-32
@@ -220,20 +230,24 @@ def stl10_errors(root: Path):
     "Turn what can go wrong with a download, an archive or a disk into one sentence with its remedy."
     by_hand = f"or unpack {datasets.STL10.url} into {root} by hand"
     try: yield
-    except URLError as e: raise DataError(f"STL-10 is not (wholly) in {root} and could not be downloaded ({e.reason}): connect to the internet and run again, {by_hand}.") from e
+    except DataError: raise
+    except URLError as e:
+        raise DataError(f"STL-10 is not (wholly) in {root} and could not be downloaded ({e.reason}): "
+                        f"connect to the internet and run again, {by_hand}.") from e
     except OSError as e:
-        if e.errno == errno.ENOSPC: raise DataError(f"The disk of {root} is full: STL-10 needs 6 GB there while it is unpacked; free some and run again.") from e
-        raise DataError(f"STL-10 could not be read or written in {root} ({e}): see to the folder's permissions and the network, {by_hand}.") from e
+        if e.errno == errno.ENOSPC:
+            raise DataError(f"The disk of {root} is full: STL-10 needs 6 GB there while it is unpacked; free some and run again.") from e
+        raise DataError(f"STL-10 could not be read or written in {root} ({e}): see to permissions and network, {by_hand}.") from e
     except (RuntimeError, EOFError, tarfile.TarError, zlib.error) as e:
-        if isinstance(e, DataError): raise
-        raise DataError(f"STL-10 in {root} is truncated or damaged ({e}): delete {root/datasets.STL10.filename} and run again, {by_hand}.") from e
+        raise DataError(f"STL-10 in {root} is truncated or damaged ({e}): "
+                        f"delete {root/datasets.STL10.filename} and run again, {by_hand}.") from e
 
 def load_cache(path: Path) -> Images | None:
     "The images in a cache file; `None` if there is no such file or it is not exactly what was written."
     try:
         with safetensors.safe_open(path, "pt") as f:
-            meta = f.metadata()
-            images = Images(f.get_tensor("pixels"), f.get_tensor("labels"), torch.arange(len(f.get_tensor("labels"))), tuple(json.loads(meta["classes"])), meta["name"])
+            pixels, labels, meta = f.get_tensor("pixels"), f.get_tensor("labels"), f.metadata()
+        images = Images(pixels, labels, torch.arange(len(labels)), tuple(json.loads(meta["classes"])), meta["name"])
         return images if pixels_sha256(images) == meta["sha256"] else None
     except (OSError, KeyError, ValueError, TypeError, safetensors.SafetensorError): return None
 
@@ -330,8 +344,8 @@ def batches(
     epoch: int = 0,               # with a seed: which of its orders
 ) -> Iterator[torch.Tensor]:      # float32 `[b, 3, h, w]` in [-1, 1], on the device of `images`
     "All images once, in an order that is a function of (seed, epoch)."
-    n = len(images)
-    order = torch.arange(n) if seed is None else torch.randperm(n, generator=torch.Generator().manual_seed(stream_seed(seed, "order", epoch)))
+    order = torch.arange(len(images))
+    if seed is not None: order = torch.randperm(len(images), generator=torch.Generator().manual_seed(stream_seed(seed, "order", epoch)))
     for index in order.to(images.pixels.device).split(batch_size):
         yield normalise(images.pixels[index])
 
@@ -348,11 +362,11 @@ def patch_mask(
 
 @dataclass(frozen=True)
 class Corruption:
-    "What is done to an image before the network sees it: Gaussian noise of standard deviation `noise_std` (in [-1, 1] units), then patches of mid-grey."
-    patches: int = 16
-    patch_size: int = 8
-    noise_std: float = 0.
-    shared: bool = False  # one mask for the batch, as the published run drew it
+    "What is done to an image before the network sees it: Gaussian noise, then patches of mid-grey."
+    patches: int = 16      # hidden patches an image
+    patch_size: int = 8    # their side in pixels
+    noise_std: float = 0.  # standard deviation of the noise, in [-1, 1] units
+    shared: bool = False   # one mask for the batch, as the published run drew it
 
     def corners(self, b: int, size: int, rng: np.random.RandomState) -> torch.Tensor:
         "Top-left corners, int64 `[b, patches, 2]`."

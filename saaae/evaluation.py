@@ -54,10 +54,10 @@ def evaluate(
         for m in metrics.values(): m.update(to_unit(x_hat).contiguous(), to_unit(x).contiguous())
         for kind in KL_KINDS: means[f"kl_{kind}_nats"].update(posterior.kl(kind))
         means["gate_mean"].update(posterior.gate.expand_as(posterior.mu))
-    f = {name: m.compute().item() for name, m in (metrics | means).items()}
+    f = dict(ssim=math.nan) | {name: m.compute().item() for name, m in (metrics | means).items()}
     mse, charged, exact = f["mse_pixel"] * 3 * images.size**2, f[f"kl_{cfg.kl}_nats"], f["kl_exact_nats"]
-    return dict(mse=mse) | {k: f.get(k, math.nan) for k in ("mse_pixel", "psnr_db", "ssim")} | dict(loss=4 * mse + cfg.beta * charged, kl_charged_nats=charged) | {
-        k: f[k] for k in means} | dict(rate_bits=exact / math.log(2), leak_nats=exact - charged)
+    first = dict(mse=mse, mse_pixel=f["mse_pixel"], psnr_db=f["psnr_db"], ssim=f["ssim"], loss=4 * mse + cfg.beta * charged)
+    return first | dict(kl_charged_nats=charged, rate_bits=exact / math.log(2), leak_nats=exact - charged) | {k: f[k] for k in means}
 
 # %% ../nbs/05_evaluation.ipynb #cell-11
 def overlay(
@@ -77,12 +77,11 @@ def plot_grid(
     columns: int = 8,
 ) -> Figure:
     "The reconstruction grid of `columns` images spread over the data set."
-    chosen = torch.linspace(0, len(images) - 1, min(columns, len(images))).long()
-    some = Images(images.pixels[chosen.to(images.pixels.device)], images.labels[:len(chosen)], images.groups[:len(chosen)], images.classes, images.name)
-    rows, (x, corrupted, _) = {}, next(corrupted_batches(some, cfg))
-    rows["original"], rows["masked"] = to_unit(x), to_unit(corrupted)
+    chosen = images.take(torch.linspace(0, len(images) - 1, min(columns, len(images))).long())
+    x, corrupted, _ = next(corrupted_batches(chosen, cfg))
+    rows = dict(original=to_unit(x), masked=to_unit(corrupted))
     for name, model in models.items():
-        _, _, noise = next(corrupted_batches(some, cfg))  # the same noise for every model
+        _, _, noise = next(corrupted_batches(chosen, cfg))  # the same noise for every model
         rows[name.upper()] = to_unit(model.eval()(corrupted, noise)[0])
     for name, model in models.items():
         if hasattr(model, "attention"): rows["attention"] = overlay(to_unit(corrupted), model.attention.map(corrupted))
@@ -120,7 +119,8 @@ def plot_curves(
     for ax, (column, label) in zip(axes, panels.items()):
         for name, rows in metrics.groupby("model", sort=False):
             values = rows[["epoch", column]].replace(math.inf, math.nan).dropna()
-            ax.plot(values.epoch, values[column], color=COLOURS.get(name), marker="." if len(values) < 60 else None, label=name.upper() + ("" if len(values) else ": infinite"))
+            ax.plot(values.epoch, values[column], color=COLOURS.get(name), marker="." if len(values) < 60 else None,
+                    label=name.upper() + ("" if len(values) else ": infinite"))
             if recorded is not None and (old := column.removeprefix("train_")) in recorded:
                 seen = recorded[(recorded.model == name) & (recorded.epoch <= metrics.epoch.max())].dropna(subset=[old])
                 ax.plot(seen.epoch, seen[old], ":", color=COLOURS.get(name), label=f"{name.upper()}, recorded")
@@ -148,20 +148,27 @@ def summarise(
     cfg: Config,
 ) -> pd.DataFrame:          # one row a model
     "The final figures of a run: sampled, of the mode, and on as many training images."
-    target = metrics[metrics.model == "vae"].mse.dropna().iloc[-1]
-    passed = epochs_to_pass(metrics, target)
-    rows = []
+    passed = epochs_to_pass(metrics, metrics[metrics.model == "vae"].mse.dropna().iloc[-1])
+    seen, rows = train.first(min(len(test), len(train))), []
     for name, model in models.items():
-        figures, mode, fit = evaluate(model, test, cfg), evaluate(model, test, cfg, sample=False, ssim=False), evaluate(model, train.first(min(len(test), len(train))), cfg, ssim=False)
-        rows.append(dict(model=name, images=test.name, n=len(test)) | figures | dict(mse_mode=mode["mse"], train_mse=fit["mse"],
-                    epochs_to_vae_final_mse=passed[name], epochs=cfg.epochs, parameters=sum(p.numel() for p in model.parameters())))
+        mse = dict(mse_mode=evaluate(model, test, cfg, sample=False, ssim=False)["mse"], train_mse=evaluate(model, seen, cfg, ssim=False)["mse"])
+        run = dict(epochs_to_vae_final_mse=passed[name], epochs=cfg.epochs, parameters=sum(p.numel() for p in model.parameters()))
+        rows.append(dict(model=name, images=test.name, n=len(test)) | evaluate(model, test, cfg) | mse | run)
     return pd.DataFrame(rows).astype(dict(epochs_to_vae_final_mse="Int64"))
 
 LABELS = {
-    "mse": ("MSE ↓", "{:.2f}"), "loss": ("KL + MSE ↓ (loss an image, squared error on [-1, 1])", "{:.1f}"),
-    "epochs_to_vae_final_mse": ("epochs until the VAE's final MSE is reached ↓", "{}"), "psnr_db": ("PSNR (dB) ↑", "{:.2f}"), "ssim": ("SSIM ↑", "{:.3f}"),
-    "mse_mode": ("MSE without noise (z = mu) ↓", "{:.2f}"), "train_mse": ("MSE on training images", "{:.2f}"), "kl_charged_nats": ("KL charged (nats)", "{:.1f}"),
-    "rate_bits": ("rate: exact KL (bits)", "{:.1f}"), "leak_nats": ("leak: exact minus charged KL (nats)", "{:.1f}"), "gate_mean": ("mean gate: share of the noise let through", "{:.3f}"), "parameters": ("parameters", "{:,}"),
+    "mse": ("MSE ↓", "{:.2f}"),
+    "loss": ("KL + MSE ↓ (loss an image, squared error on [-1, 1])", "{:.1f}"),
+    "epochs_to_vae_final_mse": ("epochs until the VAE's final MSE is reached ↓", "{}"),
+    "psnr_db": ("PSNR (dB) ↑", "{:.2f}"),
+    "ssim": ("SSIM ↑", "{:.3f}"),
+    "mse_mode": ("MSE without noise (z = mu) ↓", "{:.2f}"),
+    "train_mse": ("MSE on training images", "{:.2f}"),
+    "kl_charged_nats": ("KL charged (nats)", "{:.1f}"),
+    "rate_bits": ("rate: exact KL (bits)", "{:.1f}"),
+    "leak_nats": ("leak: exact minus charged KL (nats)", "{:.1f}"),
+    "gate_mean": ("mean gate: share of the noise let through", "{:.3f}"),
+    "parameters": ("parameters", "{:,}"),
 }
 
 def to_markdown(

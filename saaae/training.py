@@ -69,11 +69,12 @@ class Config:
 
     def __post_init__(self):
         for f in fields(self): check_field(f.name, f.type, getattr(self, f.name))
+        largest = self.image_size - self.shared_masks  # the published masks leave the last corner out
+        wrong = [e for e in self.grid_epochs if not 1 <= e <= self.epochs]
         if self.image_size % 16: raise ConfigError(f"image_size must be a multiple of 16, not {self.image_size}.")
-        if self.patch_size > self.image_size: raise ConfigError(f"patch_size must be at most image_size ({self.image_size}), not {self.patch_size}.")
-        if self.shared_masks and self.patch_size == self.image_size: raise ConfigError("patch_size must be below image_size with shared_masks.")
-        if self.kl == "exact" and self.floor == 0: raise ConfigError("floor must be above 0 with kl 'exact': that KL is infinite where the gate is 0.")
-        if wrong := [e for e in self.grid_epochs if not 1 <= e <= self.epochs]: raise ConfigError(f"grid_epochs must lie between 1 and epochs ({self.epochs}), not {wrong[0]}.")
+        if self.patch_size > largest: raise ConfigError(f"patch_size must be at most {largest} here, not {self.patch_size}.")
+        if self.kl == "exact" and self.floor == 0: raise ConfigError("floor must be above 0 with kl 'exact', which is infinite without one.")
+        if wrong: raise ConfigError(f"grid_epochs must lie between 1 and epochs ({self.epochs}), not {wrong[0]}.")
         object.__setattr__(self, "grid_epochs", tuple(sorted(set(self.grid_epochs))))
         if self.device == "auto": object.__setattr__(self, "device", "cuda" if torch.cuda.is_available() else "cpu")
         check_device(self.device)
@@ -89,24 +90,26 @@ class Config:
 
 # %% ../nbs/04_training.ipynb #cell-08
 CHOICES = dict(attention=tuple(ATTENTION), scope=("image", "batch"), kl=KL_KINDS, schedule=("constant", "one-cycle"))
-RANGES = dict(image_size=(16, 1024), train_images=(1, None), test_images=(1, None), patches=(0, 4096), patch_size=(1, None), noise_std=(0, 10),
-              width=(1, 1024), latent=(1, 65536), floor=(0, 1), beta=(0, None), epochs=(1, None), batch_size=(1, None),
-              lr=(1e-8, 1), seed=(0, 2**32 - 1), eval_every=(1, None))
+RANGES = dict(
+    image_size=(16, 1024), train_images=(1, None), test_images=(1, None), patches=(0, 4096), patch_size=(1, None), noise_std=(0, 10),
+    width=(1, 1024), latent=(1, 65536), floor=(0, 1), beta=(0, None), epochs=(1, None), batch_size=(1, None), lr=(1e-8, 1),
+    seed=(0, 2**32 - 1), eval_every=(1, None))
 WORDS = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
 
 def check_field(name: str, kind: type, value: object) -> None:
     "Raise `ConfigError` unless `value` is of the field's type and within its range."
+    def refuse(must: str): raise ConfigError(f"{name} must be {must}, not {value!r}.")
     if name == "grid_epochs":
-        if not isinstance(value, tuple) or not all(type(v) is int for v in value): raise ConfigError(f"{name} must be a list of whole numbers, not {value!r}.")
+        if not isinstance(value, tuple) or not all(type(v) is int for v in value): refuse("a list of whole numbers")
         return
     kinds = getattr(kind, "__args__", (kind,))  # of a union, its members
     if value is None and NoneType in kinds: return
-    allowed = (int, float) if float in kinds else kinds
-    if type(value) not in allowed: raise ConfigError(f"{name} must be {WORDS[kinds[0]]}, not {value!r}.")
-    if name in CHOICES and value not in CHOICES[name]: raise ConfigError(f"{name} must be one of {', '.join(CHOICES[name])}, not {value!r}.")
-    low, high = RANGES.get(name, (None, None))
-    if isinstance(value, float) and not math.isfinite(value) or low is not None and value < low or high is not None and value > high:
-        raise ConfigError(f"{name} must be {f'from {low} to {high}' if high is not None else f'at least {low}'}, not {value}.")
+    if type(value) not in ((int, float) if float in kinds else kinds): refuse(WORDS[kinds[0]])
+    if name in CHOICES and value not in CHOICES[name]: refuse(f"one of {', '.join(CHOICES[name])}")
+    if name in RANGES:
+        low, high = RANGES[name]
+        if not low <= value <= (math.inf if high is None else high) or value == math.inf:
+            refuse(f"at least {low}" if high is None else f"from {low} to {high}")
 
 def check_device(device: str) -> None:
     "Raise `ConfigError` unless torch can compute there."
@@ -125,11 +128,12 @@ def configure(
     preset: str = "quick",  # quick, stl10 or published
     **given,                # fields of `Config`; `None` leaves the preset's value
 ) -> Config:
-    "The config of a preset with some fields changed. Raises `ConfigError`, which names a field that does not exist and the nearest that does."
+    "The config of a preset with some fields changed. Raises `ConfigError`, also for a name that is no field."
     if preset not in PRESETS: raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, not {preset!r}.")
     names = [f.name for f in fields(Config)]
-    for name in given:
-        if name not in names: raise ConfigError(f"{name} is not a parameter" + (f"; did you mean {near[0]}?" if (near := difflib.get_close_matches(name, names, 1)) else "."))
+    for name in set(given) - set(names):
+        near = difflib.get_close_matches(name, names, 1)
+        raise ConfigError(f"{name} is not a parameter" + (f"; did you mean {near[0]}?" if near else "."))
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None}
     values = dict(preset=preset) | PRESETS[preset] | given
     if type(epochs := given.get("epochs")) is int and "grid_epochs" not in given:  # a shorter run draws those that remain, and its last
@@ -242,7 +246,8 @@ def train_epoch(
         steps.append(torch.stack([loss, sse, kl]).detach())
         if bar is not None: bar.update(len(x))
     losses = torch.stack(steps).double().cpu()  # read once an epoch: no waiting for the device in between
-    if (bad := ~losses[:, 0].isfinite()).any(): raise TrainingError(f"The loss is {losses[bad, 0][0]} at epoch {epoch}, step {bad.nonzero()[0].item() + 1}")
+    for step, loss in enumerate(losses[:, 0].tolist(), 1):
+        if not math.isfinite(loss): raise TrainingError(f"The loss is {loss} at epoch {epoch}, step {step}")
     loss, sse, kl = (losses.sum(0) / len(images)).tolist()
     return dict(epoch=epoch, lr=lr, train_loss=loss, train_mse=sse / 4, train_kl_charged_nats=kl)
 
@@ -252,7 +257,7 @@ PACKAGES = ("saaae", "torch", "torchvision", "torchmetrics", "einops", "numpy", 
 def git_state() -> dict:
     "The commit of the repository, and whether its sources differ from it; `None` where there is no git."
     git = lambda *args: subprocess.run(["git", "-C", DATA.parent, *args], capture_output=True, text=True, check=True).stdout.strip()
-    try: return dict(commit=git("rev-parse", "HEAD"), modified=bool(git("status", "--porcelain", "--", "nbs", "saaae", "data", "settings.ini")))
+    try: return dict(commit=git("rev-parse", "HEAD"), modified=bool(git("status", "--porcelain", "--", "nbs", "saaae", "data")))
     except (OSError, subprocess.CalledProcessError): return dict(commit=None, modified=None)
 
 def describe_run(cfg: Config) -> dict:
@@ -283,14 +288,15 @@ def save_checkpoint(path: Path, trainees: dict[str, Trainee], cfg: Config, epoch
     "Write the state of all models after `epoch`, whole or not at all. Raises `TrainingError` rather than keep weights that are not finite."
     tensors, meta = {}, dict(epoch=str(epoch), config=json.dumps(asdict(cfg)))
     for name, trainee in trainees.items():
-        if not all(p.isfinite().all() for p in trainee.model.parameters()): raise TrainingError(f"The weights of {name} are not finite after epoch {epoch}")
+        if not all(p.isfinite().all() for p in trainee.model.parameters()):
+            raise TrainingError(f"The weights of {name} are not finite after epoch {epoch}")
         state, rest = trainee.state()
         tensors |= {f"{name}/{k}": v for k, v in state.items()}
         meta[name] = json.dumps(rest)
     atomic_write(path, safetensors.torch.save(tensors, meta))
 
 def load_checkpoint(path: Path, trainees: dict[str, Trainee], cfg: Config) -> int:
-    "Put all models back to a checkpoint's state; returns its epoch, 0 if there is none. Raises `TrainingError` if it is damaged or of another run."
+    "Put all models back to a checkpoint; returns its epoch, 0 if there is none. Raises `TrainingError` if it is damaged or of another run."
     if not path.exists(): return 0
     remedy = f"Delete {path.parent} or choose another folder (out) to start afresh."
     try:
@@ -300,11 +306,13 @@ def load_checkpoint(path: Path, trainees: dict[str, Trainee], cfg: Config) -> in
         differing = [k for k in ours if theirs.get(k) != ours[k]]
         if not differing:
             for name, trainee in trainees.items():
-                trainee.load({k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")}, json.loads(meta[name]))
+                own = {k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")}
+                trainee.load(own, json.loads(meta[name]))
             return int(meta["epoch"])
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as e:
         raise TrainingError(f"{path} cannot be read ({e}). {remedy}") from e
-    raise TrainingError(f"{path.parent} holds an unfinished run with {differing[0]} = {theirs.get(differing[0])!r}, not {ours[differing[0]]!r}. {remedy}")
+    field = differing[0]
+    raise TrainingError(f"{path.parent} holds an unfinished run with {field} = {theirs.get(field)!r}, not {ours[field]!r}. {remedy}")
 
 # %% ../nbs/04_training.ipynb #cell-31
 def start_run(folder: Path, trainees: dict[str, Trainee], cfg: Config) -> int:
@@ -328,14 +336,15 @@ def train(
     draw: Callable[[dict[str, nn.Module], int], None] | None = None,  # (models, epoch), at `grid_epochs`
     checkpoint_seconds: float = 60,   # the least time between checkpoints; 0: after every epoch
 ) -> None:
-    "Train the models and leave metrics.csv, speed.csv, config.json and the weights in `folder`. Raises `TrainingError`; goes on from a checkpoint."
+    "Train the models and leave metrics, config and weights in `folder`; goes on from a checkpoint. Raises `TrainingError`."
     folder, images = Path(folder), images.to(cfg.device)
     steps = cfg.epochs * math.ceil(len(images) / cfg.batch_size)
     trainees = {name: Trainee(model, cfg, steps) for name, model in models.items()}
     done = saved = start_run(folder, trainees, cfg)
     per_epoch, last_save = len(models) * len(images), time.monotonic()
     try:
-        with tqdm(total=cfg.epochs * per_epoch, initial=done * per_epoch, unit="img", unit_scale=True, mininterval=5, file=sys.stdout) as bar:
+        with tqdm(total=cfg.epochs * per_epoch, initial=done * per_epoch, unit="img", unit_scale=True,
+                  mininterval=5, file=sys.stdout) as bar:
             for epoch in range(done + 1, cfg.epochs + 1):
                 for name, trainee in trainees.items():
                     start = time.perf_counter()
@@ -343,7 +352,8 @@ def train(
                     seconds = time.perf_counter() - start
                     if evaluate and cfg.evaluates(epoch): row |= evaluate(trainee.model, epoch)
                     append_row(folder/"metrics.csv", row)
-                    append_row(folder/"speed.csv", dict(model=name, epoch=epoch, seconds=round(seconds, 4), images_per_s=round(len(images) / seconds, 1)))
+                    speed = dict(seconds=round(seconds, 4), images_per_s=round(len(images) / seconds, 1))
+                    append_row(folder/"speed.csv", dict(model=name, epoch=epoch) | speed)
                     bar.set_postfix_str(f"epoch {epoch}/{cfg.epochs}, {name} loss {row['train_loss']:.1f}", refresh=False)
                 if draw and epoch in cfg.grid_epochs: draw(models, epoch)
                 if epoch == cfg.epochs or time.monotonic() - last_save >= checkpoint_seconds:
