@@ -110,7 +110,7 @@ def published_curves(
     return pd.concat(frames, ignore_index=True)
 
 def plot_curves(
-    metrics: pd.DataFrame,               # metrics.csv
+    metrics: pd.DataFrame,                 # metrics.csv
     recorded: pd.DataFrame | None = None,  # `published_curves()`, to lay under ours
 ) -> Figure:
     "MSE, training loss and exact rate of each model against the epoch."
@@ -159,7 +159,7 @@ def summarise(
 LABELS = {
     "mse": ("MSE ↓", "{:.2f}"),
     "loss": ("KL + MSE ↓ (loss an image, squared error on [-1, 1])", "{:.1f}"),
-    "epochs_to_vae_final_mse": ("epochs until the VAE's final MSE is reached ↓", "{}"),
+    "epochs_to_vae_final_mse": ("epochs until the VAE's final MSE is reached ↓", "{:.0f}"),
     "psnr_db": ("PSNR (dB) ↑", "{:.2f}"),
     "ssim": ("SSIM ↑", "{:.3f}"),
     "mse_mode": ("MSE without noise (z = mu) ↓", "{:.2f}"),

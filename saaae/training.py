@@ -9,7 +9,7 @@ __all__ = ['CHOICES', 'RANGES', 'WORDS', 'PRESETS', 'PACKAGES', 'CHECKPOINT', 'C
            'save_checkpoint', 'load_checkpoint', 'start_run', 'train', 'kept', 'save_weights', 'load_run']
 
 # %% ../nbs/04_training.ipynb #cell-02
-import ast, csv, difflib, json, math, platform, shutil, subprocess, sys, time
+import ast, csv, difflib, json, math, platform, subprocess, sys, time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from . import __version__
 from .attention import ATTENTION
 from .data import DATA, Corruption, Images, atomic_write, batches, stream_seed
 from .models import SAAAE, VAE
@@ -137,14 +138,14 @@ def configure(
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None}
     values = dict(preset=preset) | PRESETS[preset] | given
     if type(epochs := given.get("epochs")) is int and "grid_epochs" not in given:  # a shorter run draws those that remain, and its last
-        values["grid_epochs"] = (*(e for e in values.get("grid_epochs", Config.grid_epochs) if e < epochs), epochs) if epochs > 0 else ()
+        values["grid_epochs"] = (*(e for e in values.get("grid_epochs", Config.grid_epochs) if e < epochs), epochs)
     return Config(**values)
 
 # %% ../nbs/04_training.ipynb #cell-14
 def notebook_parameters(
     cells: list[str], # sources of the cells run so far: IPython's `In`
     namespace: dict,  # where their values are: `globals()`
-) -> dict:             # name -> value
+) -> dict:           # name -> value
     "The parameters that a notebook was given, known or not: for `configure` to accept or refuse."
     names = []
     for source in cells:
@@ -252,7 +253,7 @@ def train_epoch(
     return dict(epoch=epoch, lr=lr, train_loss=loss, train_mse=sse / 4, train_kl_charged_nats=kl)
 
 # %% ../nbs/04_training.ipynb #cell-27
-PACKAGES = ("saaae", "torch", "torchvision", "torchmetrics", "einops", "numpy", "pillow", "safetensors")
+PACKAGES = ("torch", "torchvision", "torchmetrics", "einops", "numpy", "pillow", "safetensors")
 
 def git_state() -> dict:
     "The commit of the repository, and whether its sources differ from it; `None` where there is no git."
@@ -263,8 +264,8 @@ def git_state() -> dict:
 def describe_run(cfg: Config) -> dict:
     "All that is needed to get the same numbers again: config, commit, versions, machine."
     device = torch.cuda.get_device_name(cfg.device) if cfg.device.startswith("cuda") else platform.machine()
-    return dict(config=asdict(cfg), git=git_state(), versions=dict(python=platform.python_version()) | {p: version(p) for p in PACKAGES},
-                machine=dict(device=device, threads=torch.get_num_threads()))
+    versions = dict(python=platform.python_version(), saaae=__version__) | {p: version(p) for p in PACKAGES}
+    return dict(config=asdict(cfg), git=git_state(), versions=versions, machine=dict(device=device, threads=torch.get_num_threads()))
 
 def append_row(path: Path, row: dict) -> None:
     "Append a row to a CSV file; the first row makes the header, and columns that a later one lacks stay empty."
@@ -322,8 +323,8 @@ def start_run(folder: Path, trainees: dict[str, Trainee], cfg: Config) -> int:
         for name in ("metrics.csv", "speed.csv"): cut_rows(folder/name, done)
         print(f"Going on in {folder} after epoch {done}.")
     else:
-        for name in ("metrics.csv", "speed.csv", *(f"{name}.safetensors" for name in trainees)): (folder/name).unlink(missing_ok=True)
-        shutil.rmtree(folder/"recon", ignore_errors=True)
+        earlier = [folder/name for name in ("metrics.csv", "speed.csv", *(f"{name}.safetensors" for name in trainees))]
+        for path in (*earlier, *(folder/"recon").glob("epoch_*.png")): path.unlink(missing_ok=True)
         atomic_write(folder/"config.json", (json.dumps(describe_run(cfg), indent=1) + "\n").encode())
     return done
 
