@@ -68,6 +68,7 @@ def overlay(
     heat = torch.from_numpy(plt.get_cmap("inferno")(maps.mean(1).cpu().numpy())[..., :3]).permute(0, 3, 1, 2).to(x)
     return .35 * x.mean(1, keepdim=True) + .65 * heat
 
+# %% ../nbs/05_evaluation.ipynb #cell-13
 @torch.no_grad()
 def plot_grid(
     models: dict[str, nn.Module],
@@ -95,7 +96,7 @@ def plot_grid(
     fig.suptitle(f"{images.name}, epoch {epoch}", fontsize=11)
     return fig
 
-# %% ../nbs/05_evaluation.ipynb #cell-15
+# %% ../nbs/05_evaluation.ipynb #cell-16
 COLOURS = {"vae": "tab:gray", "saaae": "tab:orange"}
 
 def published_curves(
@@ -131,7 +132,7 @@ def plot_curves(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/05_evaluation.ipynb #cell-20
+# %% ../nbs/05_evaluation.ipynb #cell-21
 def epochs_to_pass(
     metrics: pd.DataFrame,  # metrics.csv
     target: float,          # an MSE
@@ -181,7 +182,7 @@ def to_markdown(
     first = summary.iloc[0]
     return "\n".join([*lines, "", f"Images: {first['images']}, {first['n']:,}. Epochs: {first['epochs']:,}."]) + "\n"
 
-# %% ../nbs/05_evaluation.ipynb #cell-23
+# %% ../nbs/05_evaluation.ipynb #cell-24
 def save_summary(summary: pd.DataFrame, folder: Path) -> None:
     "Write summary.csv and summary.md."
     atomic_write(Path(folder)/"summary.csv", summary.to_csv(index=False).encode())

@@ -6,7 +6,7 @@
 __all__ = ['CHOICES', 'RANGES', 'WORDS', 'PRESETS', 'PACKAGES', 'CHECKPOINT', 'ConfigError', 'Config', 'check_field',
            'check_device', 'configure', 'notebook_parameters', 'run_folder', 'build_models', 'Trainee', 'TrainingError',
            'mask_stream', 'generator', 'train_epoch', 'git_state', 'describe_run', 'append_row', 'cut_rows',
-           'save_checkpoint', 'load_checkpoint', 'start_run', 'train', 'kept', 'save_weights', 'load_run']
+           'save_checkpoint', 'load_checkpoint', 'start_run', 'kept', 'save_weights', 'train', 'load_run']
 
 # %% ../nbs/04_training.ipynb #cell-02
 import ast, csv, difflib, json, math, platform, subprocess, sys, time
@@ -134,7 +134,7 @@ def configure(
     names = [f.name for f in fields(Config)]
     for name in set(given) - set(names):
         near = difflib.get_close_matches(name, names, 1)
-        raise ConfigError(f"{name} is not a parameter" + (f"; did you mean {near[0]}?" if near else "."))
+        raise ConfigError(f"{name} is not a parameter; " + (f"did you mean {near[0]}?" if near else f"the parameters are {', '.join(names)}."))
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None}
     values = dict(preset=preset) | PRESETS[preset] | given
     if type(epochs := given.get("epochs")) is int and "grid_epochs" not in given:  # a shorter run draws those that remain, and its last
@@ -328,6 +328,15 @@ def start_run(folder: Path, trainees: dict[str, Trainee], cfg: Config) -> int:
         atomic_write(folder/"config.json", (json.dumps(describe_run(cfg), indent=1) + "\n").encode())
     return done
 
+def kept(folder: Path, epoch: int) -> str:
+    "What a stopped run leaves, in words."
+    return f"{folder/CHECKPOINT} keeps epoch {epoch}; the same call goes on from there." if epoch else "No checkpoint was written yet."
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    "A model's weights as safetensors."
+    atomic_write(path, safetensors.torch.save({k: v.cpu().contiguous() for k, v in model.state_dict().items()}))
+
+# %% ../nbs/04_training.ipynb #cell-32
 def train(
     models: dict[str, nn.Module],     # by name; trained side by side on the same batches
     images: Images,                   # to train on
@@ -364,14 +373,7 @@ def train(
     except KeyboardInterrupt: print(f"\nStopped. {kept(folder, saved)}"); raise
     for name, model in models.items(): save_weights(model, folder/f"{name}.safetensors")
 
-def kept(folder: Path, epoch: int) -> str:
-    "What a stopped run leaves, in words."
-    return f"{folder/CHECKPOINT} keeps epoch {epoch}; the same call goes on from there." if epoch else "No checkpoint was written yet."
-
-def save_weights(model: nn.Module, path: Path) -> None:
-    "A model's weights as safetensors."
-    atomic_write(path, safetensors.torch.save({k: v.cpu().contiguous() for k, v in model.state_dict().items()}))
-
+# %% ../nbs/04_training.ipynb #cell-34
 def load_run(
     folder: Path,           # a finished run's
     device: str = "auto",   # where to put the models
