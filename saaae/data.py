@@ -220,7 +220,7 @@ class _STL10(datasets.STL10):
     def _check_integrity(self) -> bool:
         if super()._check_integrity(): return True
         if (Path(self.root)/self.filename).exists() or self.fault(): return False
-        warnings.warn(f"{Path(self.root)/self.base_folder} is not the official STL-10; its files fit together and are used as they are.")
+        warnings.warn(f"{Path(self.root)/self.base_folder} is not the official STL-10; its files fit together and are used as they are.", stacklevel=2)
         return True
 
     def fault(self) -> str:
@@ -274,7 +274,7 @@ def stl10(
     root = Path(root or DATA/"STL10")
     cache = root/f"{split}_{size}.safetensors"
     if cached := load_cache(cache): return cached
-    if cache.exists(): warnings.warn(f"{cache} is damaged and is made again.")
+    if cache.exists(): warnings.warn(f"{cache} is damaged and is made again.", stacklevel=2)
     with stl10_errors(root):
         root.mkdir(parents=True, exist_ok=True)
         whole = _STL10(root, split, transform=v2.Resize((size, size)), download=True)
@@ -316,7 +316,7 @@ def folder_images(
         try: pixels.append(np.asarray(shape(read_image(path))))
         except DataError as e: skipped.append(str(e))
         else: kept.append(name)
-    if skipped: warnings.warn(f"{len(skipped)} of {len(files)} files skipped:\n" + "\n".join(skipped))
+    if skipped: warnings.warn(f"{len(skipped)} of {len(files)} files skipped:\n" + "\n".join(skipped), stacklevel=2)
     if not pixels: raise DataError(f"{root} has no readable image for the split {split}.")
     classes = tuple(sorted(set(kept)))
     return Images(torch.from_numpy(rearrange(np.stack(pixels), "n h w c -> n c h w")).contiguous(),

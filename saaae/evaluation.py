@@ -84,7 +84,7 @@ def plot_grid(
     for name, model in models.items():
         _, _, noise = next(corrupted_batches(chosen, cfg))  # the same noise for every model
         rows[name.upper()] = to_unit(model.eval()(corrupted, noise)[0])
-    for name, model in models.items():
+    for model in models.values():
         if hasattr(model, "attention"): rows["attention"] = overlay(to_unit(corrupted), model.attention.map(corrupted))
     fig, axes = plt.subplots(len(rows), 1, figsize=(1.15 * len(chosen) + .9, 1.15 * len(rows) + .3), squeeze=False, layout="constrained")
     fig.get_layout_engine().set(h_pad=.01, hspace=0)

@@ -18,7 +18,7 @@ def check_size(image_size: int) -> None:
     "Raise `ValueError` for an image size that four halvings do not fit."
     if image_size < 16 or image_size % 16: raise ValueError(f"image_size must be a multiple of 16, not {image_size}.")
 
-def conv_encoder(width: int, image_size: int) -> nn.Sequential:
+def conv_encoder(width: int) -> nn.Sequential:
     "`[b, 3, h, h]` -> `[b, 8*width*(h/16)^2]`: four convolutions that halve the image."
     channels, layers = (3, width, 2 * width, 4 * width, 8 * width), []
     for c_in, c_out in zip(channels, channels[1:]): layers += [nn.Conv2d(c_in, c_out, 4, stride=2, padding=1), nn.ReLU()]
@@ -44,7 +44,7 @@ class VAE(nn.Module):
         super().__init__()
         check_size(image_size)
         features = 8 * width * (image_size // 16)**2
-        self.encoder = conv_encoder(width, image_size)
+        self.encoder = conv_encoder(width)
         self.to_mu, self.to_logvar = nn.Linear(features, latent), nn.Linear(features, latent)
         self.decoder = conv_decoder(width, image_size, latent)
 

@@ -11,7 +11,7 @@ __all__ = ['CHOICES', 'RANGES', 'WORDS', 'PRESETS', 'PACKAGES', 'CHECKPOINT', 'C
 # %% ../nbs/04_training.ipynb #cell-02
 import ast, csv, difflib, json, math, platform, subprocess, sys, time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from types import NoneType
@@ -151,7 +151,7 @@ def notebook_parameters(
     for source in cells:
         if source.startswith("# Parameters:"): names = []  # the notebook's own cell, run (again)
         if source.startswith("# Parameters"):
-            names += [target.id for node in ast.parse(source).body if isinstance(node, ast.Assign) for target in node.targets]
+            names += [node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
     return {name: namespace[name] for name in names}
 
 # %% ../nbs/04_training.ipynb #cell-15
