@@ -328,9 +328,12 @@ def start_run(folder: Path, trainees: dict[str, Trainee], cfg: Config) -> int:
         atomic_write(folder/"config.json", (json.dumps(describe_run(cfg), indent=1) + "\n").encode())
     return done
 
-def kept(folder: Path, epoch: int) -> str:
+def kept(folder: Path) -> str:
     "What a stopped run leaves, in words."
-    return f"{folder/CHECKPOINT} keeps epoch {epoch}; the same call goes on from there." if epoch else "No checkpoint was written yet."
+    path = folder/CHECKPOINT
+    if not path.exists(): return "No checkpoint was written yet."
+    with safetensors.safe_open(path, "pt") as f: epoch = f.metadata()["epoch"]
+    return f"{path} keeps epoch {epoch}; the same call goes on from there."
 
 def save_weights(model: nn.Module, path: Path) -> None:
     "A model's weights as safetensors."
@@ -350,7 +353,7 @@ def train(
     folder, images = Path(folder), images.to(cfg.device)
     steps = cfg.epochs * math.ceil(len(images) / cfg.batch_size)
     trainees = {name: Trainee(model, cfg, steps) for name, model in models.items()}
-    done = saved = start_run(folder, trainees, cfg)
+    done = start_run(folder, trainees, cfg)
     per_epoch, last_save = len(models) * len(images), time.monotonic()
     try:
         with tqdm(total=cfg.epochs * per_epoch, initial=done * per_epoch, unit="img", unit_scale=True,
@@ -368,9 +371,9 @@ def train(
                 if draw and epoch in cfg.grid_epochs: draw(models, epoch)
                 if epoch == cfg.epochs or time.monotonic() - last_save >= checkpoint_seconds:
                     save_checkpoint(folder/CHECKPOINT, trainees, cfg, epoch)
-                    saved, last_save = epoch, time.monotonic()
-    except TrainingError as e: raise TrainingError(f"{e}: the run stopped. {kept(folder, saved)} A lower lr is the usual remedy.") from e
-    except KeyboardInterrupt: print(f"\nStopped. {kept(folder, saved)}"); raise
+                    last_save = time.monotonic()
+    except TrainingError as e: raise TrainingError(f"{e}: the run stopped. {kept(folder)} A lower lr is the usual remedy.") from e
+    except KeyboardInterrupt: print(f"\nStopped. {kept(folder)}"); raise
     for name, model in models.items(): save_weights(model, folder/f"{name}.safetensors")
 
 # %% ../nbs/04_training.ipynb #cell-34
