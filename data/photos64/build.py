@@ -3,7 +3,7 @@
 
     python data/photos64/build.py
 """
-import argparse, csv, hashlib, json, struct, subprocess, tempfile
+import argparse, csv, hashlib, json, struct, subprocess, sys, tempfile
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +46,8 @@ def fetch(package: str, folder: Path) -> Path:
     "Download and unpack one Debian (`NAME`) or Python (`pypi:NAME==VERSION`) package, without installing it."
     folder.mkdir(parents=True, exist_ok=True)
     if package.startswith("pypi:"):
-        subprocess.run(["pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", folder, package[5:]], check=True)
-        for wheel in folder.glob("*.whl"): subprocess.run(["python3", "-m", "zipfile", "-e", wheel, folder], check=True)
+        subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", folder, package[5:]], check=True)
+        for wheel in folder.glob("*.whl"): subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, folder], check=True)
     else:
         subprocess.run(["apt-get", "download", "-qq", package], cwd=folder, check=True)
         for deb in folder.glob("*.deb"): subprocess.run(["dpkg", "-x", deb, folder], check=True)
