@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['DATA', 'MIN_STD', 'N_CROPS', 'DataError', 'check_split', 'atomic_write', 'Images', 'normalise', 'to_unit',
-           'read_image', 'box_weights', 'box_resize', 'load_photographs', 'random_crop', 'cut_crops', 'pixels_sha256',
-           'photos64', 'stl10_errors', 'load_cache', 'save_cache', 'stl10', 'split_files', 'folder_images',
+           'read_image', 'box_weights', 'box_resize', 'load_photographs', 'random_crop', 'cut_crops', 'photos64',
+           'stl10_errors', 'load_cache', 'save_cache', 'stl10', 'find_images', 'split_images', 'folder_images',
            'load_images', 'stream_seed', 'batches', 'patch_mask', 'Corruption']
 
 # %% ../nbs/00_data.ipynb #cell-02
 import csv, errno, hashlib, io, json, os, tarfile, warnings, zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 
@@ -87,6 +89,24 @@ class Images:
         "The first `n` images. Raises `DataError` if there are fewer."
         if n is not None and n > len(self): raise DataError(f"{self.name} has {len(self)} images, {n} were asked for.")
         return self.take(torch.arange(len(self) if n is None else n))
+
+    @classmethod
+    def stack(
+        cls,
+        pictures: list[np.ndarray],  # uint8 `[h, w, 3]` each, all of one size
+        labels: list[int],           # index of each one's class
+        classes: list[str],
+        name: str,
+    ) -> "Images":
+        "Images from pictures that each are a group of their own."
+        pixels = torch.from_numpy(rearrange(np.stack(pictures), "n h w c -> n c h w")).contiguous()
+        return cls(pixels, torch.as_tensor(labels).long(), torch.arange(len(pictures)), tuple(classes), name)
+
+    def sha256(self) -> str:
+        "SHA-256 of pixels, labels and classes, as hexadecimal."
+        digest = hashlib.sha256(json.dumps(self.classes).encode())
+        for t in (self.pixels, self.labels): digest.update(t.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
 # %% ../nbs/00_data.ipynb #cell-13
 def normalise(
@@ -193,23 +213,19 @@ def cut_crops(
     return Images(torch.from_numpy(pixels), labels, groups, classes, f"photos64 {split}")
 
 # %% ../nbs/00_data.ipynb #cell-31
-def pixels_sha256(images: Images) -> str:
-    "SHA-256 of the pixels, as hexadecimal."
-    return hashlib.sha256(images.pixels.cpu().numpy().tobytes()).hexdigest()
-
 def photos64(
     split: str = "train",       # train or test
     n: int | None = None,       # how many crops; `None`: 5,000 or 1,000
     size: int = 64,             # side in pixels, at most 64
     root: Path | None = None,   # the folder of the data set; `None`: `data/photos64`
 ) -> Images:
-    "The photographs that come with the repository, cut into crops. Raises `DataError` if the pixels are not the published ones."
+    "The photographs that come with the repository, cut into crops. Raises `DataError` if they are not the published ones."
     root = Path(root or DATA/"photos64")
     if not (root/"photographs.csv").exists():
         raise DataError(f"photos64 is not in {root}: run from a clone of the repository, or pass its `data/photos64` as root.")
     images = cut_crops(root, split, n, size)
     if size == 64 and len(images) >= N_CROPS[split]:
-        if pixels_sha256(images.first(N_CROPS[split])) != json.loads((root/"crops.json").read_text())[split]:
+        if images.first(N_CROPS[split]).sha256() != json.loads((root/"crops.json").read_text())[split]:
             raise DataError(f"The crops of photos64 ({split}) differ from the published ones: "
                             f"the files in {root} or the version of numpy are at fault.")
     return images
@@ -246,7 +262,7 @@ def stl10_errors(root: Path):
         if e.errno == errno.ENOSPC:
             raise DataError(f"The disk of {root} is full: STL-10 needs 6 GB there while it is unpacked; free some and run again.") from e
         raise DataError(f"STL-10 could not be read or written in {root} ({e}): see to permissions and network, {by_hand}.") from e
-    except (RuntimeError, EOFError, tarfile.TarError, zlib.error) as e:
+    except (RuntimeError, ValueError, EOFError, tarfile.TarError, zlib.error, HTTPException) as e:
         raise DataError(f"STL-10 in {root} is truncated or damaged ({e}): "
                         f"delete {root/datasets.STL10.filename} and run again, {by_hand}.") from e
 
@@ -256,12 +272,12 @@ def load_cache(path: Path) -> Images | None:
         with safetensors.safe_open(path, "pt") as f:
             pixels, labels, meta = f.get_tensor("pixels"), f.get_tensor("labels"), f.metadata()
         images = Images(pixels, labels, torch.arange(len(labels)), tuple(json.loads(meta["classes"])), meta["name"])
-        return images if pixels_sha256(images) == meta["sha256"] else None
+        return images if images.sha256() == meta["sha256"] else None
     except (OSError, KeyError, ValueError, TypeError, safetensors.SafetensorError): return None
 
 def save_cache(path: Path, images: Images) -> None:
     "Write `images` to a cache file, whole or not at all."
-    meta = dict(sha256=pixels_sha256(images), classes=json.dumps(images.classes), name=images.name)
+    meta = dict(sha256=images.sha256(), classes=json.dumps(images.classes), name=images.name)
     atomic_write(path, safetensors.torch.save(dict(pixels=images.pixels, labels=images.labels), meta))
 
 def stl10(
@@ -279,27 +295,26 @@ def stl10(
         root.mkdir(parents=True, exist_ok=True)
         whole = _STL10(root, split, transform=v2.Resize((size, size)), download=True)
         if fault := whole.fault(): raise DataError(f"STL-10 in {root} is damaged: {fault}. Delete {root/whole.base_folder} and run again.")
-        pixels = np.stack([np.asarray(image) for image, _ in tqdm(whole, f"resizing STL-10 {split}", leave=False)])
-        images = Images(torch.from_numpy(rearrange(pixels, "n h w c -> n c h w")).contiguous(), torch.as_tensor(whole.labels).long(),
-                        torch.arange(len(whole)), tuple(getattr(whole, "classes", ())), f"stl10 {split}")
+        pictures = [np.asarray(image) for image, _ in tqdm(whole, f"resizing STL-10 {split}", leave=False)]
+        images = Images.stack(pictures, whole.labels, getattr(whole, "classes", ()), f"stl10 {split}")
         save_cache(cache, images)
     return images
 
-# %% ../nbs/00_data.ipynb #cell-47
-def split_files(root: Path, split: str) -> tuple[list[Path], list[str]]:
-    "The image files of a split, sorted, and the class of each."
-    given = all((root/s).is_dir() for s in ("train", "test"))
-    base = root/split if given else root
-    files = sorted(p for p in base.rglob("*") if p.suffix.lower() in datasets.folder.IMG_EXTENSIONS)
-    names = [p.relative_to(base).parts[0] if p.parent != base else "images" for p in files]
-    if given: return files, names
-    seen, held_out = dict.fromkeys(names, 0), []
-    for name in names:
-        held_out.append(seen[name] % 6 == 5)
+# %% ../nbs/00_data.ipynb #cell-49
+def find_images(root: Path) -> list[tuple[Path, str]]:
+    "The image files under a folder, sorted, each with its class: the first folder below `root`, or `images`."
+    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in datasets.folder.IMG_EXTENSIONS)
+    return [(p, p.relative_to(root).parts[0] if p.parent != root else "images") for p in files]
+
+def split_images(root: Path) -> dict[str, list[tuple[Path, str]]]:
+    "Image files with their classes, by split: `train/` and `test/` if they are there, else every sixth of a class is for the test."
+    if all((root/split).is_dir() for split in ("train", "test")): return {split: find_images(root/split) for split in ("train", "test")}
+    splits, seen = dict(train=[], test=[]), Counter()
+    for path, name in find_images(root):
         seen[name] += 1
-    if files and not any(held_out): held_out[-1] = True  # a handful of images: the last one
-    chosen = [i for i, h in enumerate(held_out) if h == (split == "test")]
-    return [files[i] for i in chosen], [names[i] for i in chosen]
+        splits["test" if seen[name] % 6 == 0 else "train"].append((path, name))
+    if splits["train"] and not splits["test"]: splits["test"].append(splits["train"].pop())  # a handful of images: the last one
+    return splits
 
 def folder_images(
     root: Path,            # a folder of images, or of folders of images (one a class)
@@ -310,19 +325,18 @@ def folder_images(
     check_split(split)
     root = Path(root)
     if not root.is_dir(): raise DataError(f"{root} is not a folder.")
-    files, names = split_files(root, split)
-    shape, pixels, kept, skipped = v2.Compose([v2.Resize(size), v2.CenterCrop(size)]), [], [], []
-    for path, name in zip(tqdm(files, f"reading {root.name} {split}", leave=False), names):
-        try: pixels.append(np.asarray(shape(read_image(path))))
+    splits = split_images(root)
+    classes = sorted({name for files in splits.values() for _, name in files})  # of both splits, so that labels agree
+    shape, pictures, labels, skipped = v2.Compose([v2.Resize(size), v2.CenterCrop(size)]), [], [], []
+    for path, name in tqdm(splits[split], f"reading {root.name} {split}", leave=False):
+        try: pictures.append(np.asarray(shape(read_image(path))))
         except DataError as e: skipped.append(str(e))
-        else: kept.append(name)
-    if skipped: warnings.warn(f"{len(skipped)} of {len(files)} files skipped:\n" + "\n".join(skipped), stacklevel=2)
-    if not pixels: raise DataError(f"{root} has no readable image for the split {split}.")
-    classes = tuple(sorted(set(kept)))
-    return Images(torch.from_numpy(rearrange(np.stack(pixels), "n h w c -> n c h w")).contiguous(),
-                  torch.tensor([classes.index(c) for c in kept]), torch.arange(len(pixels)), classes, f"{root.name} {split}")
+        else: labels.append(classes.index(name))
+    if skipped: warnings.warn(f"{len(skipped)} of {len(splits[split])} files skipped:\n" + "\n".join(skipped), stacklevel=2)
+    if not pictures: raise DataError(f"{root} has no readable image for the split {split}.")
+    return Images.stack(pictures, labels, classes, f"{root.name} {split}")
 
-# %% ../nbs/00_data.ipynb #cell-50
+# %% ../nbs/00_data.ipynb #cell-52
 def load_images(
     dataset: str,            # photos64, stl10, or a folder's path
     split: str,              # train or test (stl10 also: unlabeled)
@@ -335,7 +349,7 @@ def load_images(
     if not Path(dataset).is_dir(): raise DataError(f"dataset: {dataset!r} is neither photos64 nor stl10 nor a folder.")
     return folder_images(dataset, split, size).first(n)
 
-# %% ../nbs/00_data.ipynb #cell-53
+# %% ../nbs/00_data.ipynb #cell-55
 def stream_seed(
     seed: int,     # the run's seed
     stream: str,   # what the numbers are for
@@ -344,7 +358,7 @@ def stream_seed(
     "A seed of its own for each purpose and epoch (the head of a SHA-256)."
     return int.from_bytes(hashlib.sha256(f"{seed}/{stream}/{epoch}".encode()).digest()[:8]) >> 1
 
-# %% ../nbs/00_data.ipynb #cell-56
+# %% ../nbs/00_data.ipynb #cell-58
 def batches(
     images: Images,
     batch_size: int,              # the last batch may be smaller
@@ -357,7 +371,7 @@ def batches(
     for index in order.to(images.pixels.device).split(batch_size):
         yield normalise(images.pixels[index])
 
-# %% ../nbs/00_data.ipynb #cell-59
+# %% ../nbs/00_data.ipynb #cell-61
 def patch_mask(
     corners: torch.Tensor,  # int `[b, patches, 2]`, top-left (row, column)
     patch_size: int,        # side of a patch in pixels

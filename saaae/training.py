@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'RANGES', 'WORDS', 'PRESETS', 'PACKAGES', 'CHECKPOINT', 'ConfigError', 'Config', 'check_field',
-           'check_device', 'configure', 'notebook_parameters', 'run_folder', 'build_models', 'Trainee', 'TrainingError',
+           'check_device', 'configure', 'notebook_parameters', 'run_folder', 'build_models', 'Learner', 'TrainingError',
            'mask_stream', 'generator', 'train_epoch', 'git_state', 'describe_run', 'append_row', 'cut_rows',
            'save_checkpoint', 'load_checkpoint', 'start_run', 'kept', 'save_weights', 'train', 'load_run']
 
@@ -174,7 +174,7 @@ def build_models(
             return model(cfg.image_size, cfg.width, cfg.latent, **kwargs).to(cfg.device, memory_format=torch.channels_last)
     return dict(vae=build(VAE), saaae=build(SAAAE, attention=cfg.attention, floor=cfg.floor, scope=cfg.scope))
 
-class Trainee:
+class Learner:
     "A model with the optimiser and the schedule that train it, and their state as tensors and JSON."
     def __init__(
         self,
@@ -224,26 +224,26 @@ def generator(cfg: Config, stream: str, epoch: int) -> torch.Generator:
     return torch.Generator(cfg.device).manual_seed(stream_seed(cfg.seed, stream, epoch))
 
 def train_epoch(
-    trainee: Trainee,
+    learner: Learner,
     images: Images,    # to train on, on the config's device
     cfg: Config,
     epoch: int,        # from 1
     bar: tqdm | None = None,  # counts images
 ) -> dict:             # the training columns of metrics.csv
     "Train for one epoch. Raises `TrainingError` with the step if the loss is not finite."
-    trainee.model.train()
+    learner.model.train()
     masks, pixel_noise, noise = mask_stream(cfg, epoch, len(images)), generator(cfg, "pixel noise", epoch), generator(cfg, "noise", epoch)
-    lr, steps = trainee.optimizer.param_groups[0]["lr"], []
+    lr, steps = learner.optimizer.param_groups[0]["lr"], []
     for x in batches(images, cfg.batch_size, cfg.seed, epoch):
         x = x.contiguous(memory_format=torch.channels_last)
         if cfg.noise_bank: noise.manual_seed(cfg.seed)
-        x_hat, posterior = trainee.model(cfg.corruption(x, masks, pixel_noise)[0], noise)
+        x_hat, posterior = learner.model(cfg.corruption(x, masks, pixel_noise)[0], noise)
         sse, kl = (x_hat - x).square().sum(), posterior.kl(cfg.kl).sum()
         loss = sse + cfg.beta * kl
-        trainee.optimizer.zero_grad()
+        learner.optimizer.zero_grad()
         loss.backward()
-        trainee.optimizer.step()
-        trainee.scheduler.step()
+        learner.optimizer.step()
+        learner.scheduler.step()
         steps.append(torch.stack([loss, sse, kl]).detach())
         if bar is not None: bar.update(len(x))
     losses = torch.stack(steps).double().cpu()  # read once an epoch: no waiting for the device in between
@@ -285,18 +285,18 @@ def cut_rows(path: Path, epoch: int) -> None:
 # %% ../nbs/04_training.ipynb #cell-29
 CHECKPOINT = "checkpoint.safetensors"
 
-def save_checkpoint(path: Path, trainees: dict[str, Trainee], cfg: Config, epoch: int) -> None:
+def save_checkpoint(path: Path, learners: dict[str, Learner], cfg: Config, epoch: int) -> None:
     "Write the state of all models after `epoch`, whole or not at all. Raises `TrainingError` rather than keep weights that are not finite."
     tensors, meta = {}, dict(epoch=str(epoch), config=json.dumps(asdict(cfg)))
-    for name, trainee in trainees.items():
-        if not all(p.isfinite().all() for p in trainee.model.parameters()):
+    for name, learner in learners.items():
+        if not all(p.isfinite().all() for p in learner.model.parameters()):
             raise TrainingError(f"The weights of {name} are not finite after epoch {epoch}")
-        state, rest = trainee.state()
+        state, rest = learner.state()
         tensors |= {f"{name}/{k}": v for k, v in state.items()}
         meta[name] = json.dumps(rest)
     atomic_write(path, safetensors.torch.save(tensors, meta))
 
-def load_checkpoint(path: Path, trainees: dict[str, Trainee], cfg: Config) -> int:
+def load_checkpoint(path: Path, learners: dict[str, Learner], cfg: Config) -> int:
     "Put all models back to a checkpoint; returns its epoch, 0 if there is none. Raises `TrainingError` if it is damaged or of another run."
     if not path.exists(): return 0
     remedy = f"Delete {path.parent} or choose another folder (out) to start afresh."
@@ -306,9 +306,9 @@ def load_checkpoint(path: Path, trainees: dict[str, Trainee], cfg: Config) -> in
         theirs, ours = json.loads(meta["config"]), json.loads(json.dumps(asdict(cfg)))
         differing = [k for k in ours if theirs.get(k) != ours[k]]
         if not differing:
-            for name, trainee in trainees.items():
+            for name, learner in learners.items():
                 own = {k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")}
-                trainee.load(own, json.loads(meta[name]))
+                learner.load(own, json.loads(meta[name]))
             return int(meta["epoch"])
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as e:
         raise TrainingError(f"{path} cannot be read ({e}). {remedy}") from e
@@ -316,14 +316,14 @@ def load_checkpoint(path: Path, trainees: dict[str, Trainee], cfg: Config) -> in
     raise TrainingError(f"{path.parent} holds an unfinished run with {field} = {theirs.get(field)!r}, not {ours[field]!r}. {remedy}")
 
 # %% ../nbs/04_training.ipynb #cell-31
-def start_run(folder: Path, trainees: dict[str, Trainee], cfg: Config) -> int:
+def start_run(folder: Path, learners: dict[str, Learner], cfg: Config) -> int:
     "Open a run folder: returns the epoch to go on from, with later rows dropped, or 0 with an earlier run's files removed."
     folder.mkdir(parents=True, exist_ok=True)
-    if done := load_checkpoint(folder/CHECKPOINT, trainees, cfg):
+    if done := load_checkpoint(folder/CHECKPOINT, learners, cfg):
         for name in ("metrics.csv", "speed.csv"): cut_rows(folder/name, done)
         print(f"Going on in {folder} after epoch {done}.")
     else:
-        earlier = [folder/name for name in ("metrics.csv", "speed.csv", *(f"{name}.safetensors" for name in trainees))]
+        earlier = [folder/name for name in ("metrics.csv", "speed.csv", *(f"{name}.safetensors" for name in learners))]
         for path in (*earlier, *(folder/"recon").glob("epoch_*.png")): path.unlink(missing_ok=True)
         atomic_write(folder/"config.json", (json.dumps(describe_run(cfg), indent=1) + "\n").encode())
     return done
@@ -341,7 +341,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 # %% ../nbs/04_training.ipynb #cell-32
 def train(
-    models: dict[str, nn.Module],     # by name; trained side by side on the same batches
+    models: dict[str, nn.Module],     # by name, as `build_models` leaves them; trained side by side on the same batches
     images: Images,                   # to train on
     cfg: Config,
     folder: Path,                     # the run folder
@@ -352,25 +352,25 @@ def train(
     "Train the models and leave metrics, config and weights in `folder`; goes on from a checkpoint. Raises `TrainingError`."
     folder, images = Path(folder), images.to(cfg.device)
     steps = cfg.epochs * math.ceil(len(images) / cfg.batch_size)
-    trainees = {name: Trainee(model, cfg, steps) for name, model in models.items()}
-    done = start_run(folder, trainees, cfg)
+    learners = {name: Learner(model, cfg, steps) for name, model in models.items()}
+    done = start_run(folder, learners, cfg)
     per_epoch, last_save = len(models) * len(images), time.monotonic()
     try:
         with tqdm(total=cfg.epochs * per_epoch, initial=done * per_epoch, unit="img", unit_scale=True,
                   mininterval=5, file=sys.stdout) as bar:
             for epoch in range(done + 1, cfg.epochs + 1):
-                for name, trainee in trainees.items():
+                for name, learner in learners.items():
                     start = time.perf_counter()
-                    row = dict(model=name) | train_epoch(trainee, images, cfg, epoch, bar)
+                    row = dict(model=name) | train_epoch(learner, images, cfg, epoch, bar)
                     seconds = time.perf_counter() - start
-                    if evaluate and cfg.evaluates(epoch): row |= evaluate(trainee.model, epoch)
+                    if evaluate and cfg.evaluates(epoch): row |= evaluate(learner.model, epoch)
                     append_row(folder/"metrics.csv", row)
                     speed = dict(seconds=round(seconds, 4), images_per_s=round(len(images) / seconds, 1))
                     append_row(folder/"speed.csv", dict(model=name, epoch=epoch) | speed)
                     bar.set_postfix_str(f"epoch {epoch}/{cfg.epochs}, {name} loss {row['train_loss']:.1f}", refresh=False)
                 if draw and epoch in cfg.grid_epochs: draw(models, epoch)
                 if epoch == cfg.epochs or time.monotonic() - last_save >= checkpoint_seconds:
-                    save_checkpoint(folder/CHECKPOINT, trainees, cfg, epoch)
+                    save_checkpoint(folder/CHECKPOINT, learners, cfg, epoch)
                     last_save = time.monotonic()
     except TrainingError as e: raise TrainingError(f"{e}: the run stopped. {kept(folder)} A lower lr is the usual remedy.") from e
     except KeyboardInterrupt: print(f"\nStopped. {kept(folder)}"); raise

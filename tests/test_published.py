@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from saaae.data import Images, stream_seed
 from saaae.models import SAAAE, VAE
-from saaae.training import Trainee, build_models, configure, train_epoch
+from saaae.training import Learner, build_models, configure, train_epoch
 
 N, BATCH = 20, 8  # three batches, the last one smaller
 
@@ -75,7 +75,7 @@ def test_batch_loss_of_epoch_1(name):
     cfg = configure("published", batch_size=BATCH, device="cpu")
     model = build_models(cfg)[name]
     assert sum(p.numel() for p in model.parameters()) == dict(vae=8_666_755, saaae=77_364_995)[name]
-    row = train_epoch(Trainee(model, cfg, steps=3), images, cfg, epoch=1)
+    row = train_epoch(Learner(model, cfg, steps=3), images, cfg, epoch=1)
     order = torch.randperm(N, generator=torch.Generator().manual_seed(stream_seed(42, "order", 1)))
     expected = straight_line_epoch(name == "saaae", pixels, order)
     assert row["train_loss"] * N / 3 == pytest.approx(expected, rel=1e-4)

@@ -3,13 +3,13 @@
 
     python data/photos64/build.py
 """
-import argparse, csv, hashlib, json, struct, subprocess, sys, tempfile
+import csv, hashlib, json, struct, subprocess, sys, tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from saaae.data import cut_crops, pixels_sha256, read_image
+from saaae.data import cut_crops, read_image
 
 HERE = Path(__file__).parent
 SHORT_SIDE = 144    # pixels kept of the shorter side: enough for crops of 40 to 100 % of it, and all photographs fit in 12 MB
@@ -69,7 +69,7 @@ def shrink(image: Image.Image) -> Image.Image:
 
 
 def splits(classes: list[str]) -> list[str]:
-    "`test` for every sixth photograph of a class (in the order of `sources.csv`, shuffled once by seed), else `train`."
+    "`test` for one photograph in six of each class, drawn with a fixed seed, else `train`."
     split, rng = ["train"] * len(classes), np.random.RandomState(64)
     for c in sorted(set(classes)):
         members = rng.permutation([i for i, x in enumerate(classes) if x == c])
@@ -77,11 +77,8 @@ def splits(classes: list[str]) -> list[str]:
     return split
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--packages", type=Path, help="where the packages are (or will be) unpacked, one folder each")
-    args = parser.parse_args()
-    root = args.packages or Path(tempfile.mkdtemp())
+def build(root: Path):
+    "Build the data set from the packages under `root`, one folder each; those that are not there are fetched."
     sources = list(csv.DictReader(open(HERE / "sources.csv")))
     for package in {r["package"] for r in sources}:
         if not (root / package).exists(): fetch(package, root / package)
@@ -102,9 +99,10 @@ def main():
         writer = csv.DictWriter(f, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    hashes = {s: pixels_sha256(cut_crops(HERE, s)) for s in ("train", "test")}
+    hashes = {s: cut_crops(HERE, s).sha256() for s in ("train", "test")}
     (HERE / "crops.json").write_text(json.dumps(hashes, indent=1) + "\n")
     print(f"{len(rows)} photographs, {sum(p.stat().st_size for p in out.iterdir()) / 1e6:.1f} MB, in {out}")
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder: build(Path(folder))
