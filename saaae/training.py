@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'RANGES', 'WORDS', 'PRESETS', 'PACKAGES', 'CHECKPOINT', 'ConfigError', 'Config', 'check_field',
-           'check_device', 'configure', 'notebook_parameters', 'run_folder', 'build_models', 'Learner', 'TrainingError',
-           'mask_stream', 'generator', 'train_epoch', 'git_state', 'describe_run', 'append_row', 'cut_rows',
-           'save_checkpoint', 'load_checkpoint', 'start_run', 'kept', 'save_weights', 'train', 'load_run']
+           'check_device', 'configure', 'notebook_parameters', 'run_folder', 'build_model', 'build_models', 'Learner',
+           'TrainingError', 'objective', 'mask_stream', 'generator', 'train_epoch', 'git_state', 'describe_run',
+           'append_row', 'cut_rows', 'save_checkpoint', 'load_checkpoint', 'start_run', 'kept', 'save_weights', 'train',
+           'load_run']
 
 # %% ../nbs/04_training.ipynb #cell-02
 import ast, csv, difflib, json, math, platform, subprocess, sys, time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import NoneType
@@ -26,8 +27,8 @@ from tqdm import tqdm
 from . import __version__
 from .attention import ATTENTION
 from .data import DATA, Corruption, Images, atomic_write, batches, stream_seed
-from .models import SAAAE, VAE
-from .reparameterization import KL_KINDS
+from .models import GATES, SAAAE
+from .reparameterization import KL_KINDS, SCOPES
 
 # %% ../nbs/04_training.ipynb #cell-06
 class ConfigError(ValueError):
@@ -53,10 +54,13 @@ class Config:
     latent: int = 128                # latent dimensions
     attention: str = "linear"        # linear or patch
     floor: float = 0.1               # the gate where importance is 1; published: 0
-    scope: str = "image"             # scores normalised over each image, or over the batch (published)
+    scope: str = "image"             # how scores become importance: min-max over image or batch (published), or sigmoid
+    gate: str = "attention"          # the method, or a control: see `saaae.models.GATES`
+    gate_value: float | None = None  # the gate that is constant
     # objective and optimiser
-    kl: str = "full"                 # what the loss charges: full (published), decoupled or exact
+    kl: str = "full"                 # what the loss charges: full (published), decoupled, decoupled_hard or exact
     beta: float = 1.                 # weight of the KL
+    decoder_variance: str = "fixed"  # fixed: squared error; optimal: the variance that fits each batch best (sigma-VAE)
     noise_bank: bool = False         # the same noise vectors at every step (published)
     epochs: int = 3000
     batch_size: int = 256
@@ -75,6 +79,7 @@ class Config:
         if self.image_size % 16: raise ConfigError(f"image_size must be a multiple of 16, not {self.image_size}.")
         if self.patch_size > largest: raise ConfigError(f"patch_size must be at most {largest} here, not {self.patch_size}.")
         if self.kl == "exact" and self.floor == 0: raise ConfigError("floor must be above 0 with kl 'exact', which is infinite without one.")
+        if (self.gate == "constant") != (self.gate_value is not None): raise ConfigError("gate_value goes with the gate 'constant', and only with it.")
         if wrong: raise ConfigError(f"grid_epochs must lie between 1 and epochs ({self.epochs}), not {wrong[0]}.")
         object.__setattr__(self, "grid_epochs", tuple(sorted(set(self.grid_epochs))))
         if self.device == "auto": object.__setattr__(self, "device", "cuda" if torch.cuda.is_available() else "cpu")
@@ -90,10 +95,11 @@ class Config:
         return (epoch - 1) % self.eval_every == 0 or epoch in self.grid_epochs or epoch == self.epochs
 
 # %% ../nbs/04_training.ipynb #cell-08
-CHOICES = dict(attention=tuple(ATTENTION), scope=("image", "batch"), kl=KL_KINDS, schedule=("constant", "one-cycle"))
+CHOICES = dict(attention=tuple(ATTENTION), scope=SCOPES, gate=GATES, kl=KL_KINDS, decoder_variance=("fixed", "optimal"),
+               schedule=("constant", "one-cycle"))
 RANGES = dict(
     image_size=(16, 1024), train_images=(1, None), test_images=(1, None), patches=(0, 4096), patch_size=(1, None), noise_std=(0, 10),
-    width=(1, 1024), latent=(1, 65536), floor=(0, 1), beta=(0, None), epochs=(1, None), batch_size=(1, None), lr=(1e-8, 1),
+    width=(1, 1024), latent=(1, 65536), floor=(0, 1), gate_value=(0, 1), beta=(0, None), epochs=(1, None), batch_size=(1, None), lr=(1e-8, 1),
     seed=(0, 2**32 - 1), eval_every=(1, None))
 WORDS = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
 
@@ -121,12 +127,14 @@ def check_device(device: str) -> None:
 PRESETS = {
     "quick": dict(dataset="photos64", width=16, attention="patch", epochs=30, batch_size=64, lr=2e-3, schedule="one-cycle",
                   eval_every=1, grid_epochs=(1, 2, 5, 10, 20, 30)),
+    "evidence": dict(dataset="photos64", image_size=32, patch_size=4, width=16, attention="patch", epochs=20, batch_size=64, lr=2e-3,
+                     schedule="one-cycle", eval_every=1, grid_epochs=(1, 20)),
     "stl10": {},
     "published": dict(held_out=False, scope="batch", floor=0., shared_masks=True, noise_bank=True),
 }
 
 def configure(
-    preset: str = "quick",  # quick, stl10 or published
+    preset: str = "quick",  # quick, evidence, stl10 or published
     **given,                # fields of `Config`; `None` leaves the preset's value
 ) -> Config:
     "The config of a preset with some fields changed. Raises `ConfigError`, also for a name that is no field."
@@ -164,15 +172,20 @@ def run_folder(
     return Path(out).resolve() if out else DATA.parent/"results"/cfg.preset
 
 # %% ../nbs/04_training.ipynb #cell-19
+def build_model(
+    cfg: Config,
+) -> SAAAE:  # on the config's device
+    "The model that a config describes, with initial weights from its seed."
+    with torch.random.fork_rng():
+        torch.manual_seed(cfg.seed)
+        model = SAAAE(cfg.image_size, cfg.width, cfg.latent, cfg.attention, cfg.floor, cfg.scope, cfg.gate, cfg.gate_value)
+    return model.to(cfg.device, memory_format=torch.channels_last)
+
 def build_models(
     cfg: Config,
-) -> dict[str, VAE]:  # vae and saaae, on the config's device
-    "The two models of the comparison, as their config says, with initial weights from its seed."
-    def build(model, **kwargs):
-        with torch.random.fork_rng():
-            torch.manual_seed(cfg.seed)
-            return model(cfg.image_size, cfg.width, cfg.latent, **kwargs).to(cfg.device, memory_format=torch.channels_last)
-    return dict(vae=build(VAE), saaae=build(SAAAE, attention=cfg.attention, floor=cfg.floor, scope=cfg.scope))
+) -> dict[str, SAAAE]:  # vae and saaae, on the config's device
+    "The two models of the main comparison: the config's, and the same without a gate."
+    return dict(vae=build_model(replace(cfg, gate="off", gate_value=None)), saaae=build_model(cfg))
 
 class Learner:
     "A model with the optimiser and the schedule that train it, and their state as tensors and JSON."
@@ -203,13 +216,24 @@ class Learner:
         for name, v in tensors.items():
             if name.startswith("optimizer."): state[int(name.split(".")[1])][name.split(".")[2]] = v
         for p, s in zip(self.model.parameters(), state.values()):  # the fused step needs moments laid out in memory as the weights are
-            for k in ("exp_avg", "exp_avg_sq"): s[k] = torch.empty_like(p).copy_(s[k])
+            for k in ("exp_avg", "exp_avg_sq"):
+                if s: s[k] = torch.empty_like(p).copy_(s[k])  # a weight that is not used has no moments
         self.optimizer.load_state_dict(dict(state=state, param_groups=rest["param_groups"]))
         self.scheduler.load_state_dict(rest["scheduler"])
 
 # %% ../nbs/04_training.ipynb #cell-21
 class TrainingError(RuntimeError):
     "A run that cannot go on; the message says where it stopped and what is kept."
+
+def objective(
+    cfg: Config,
+    sse: torch.Tensor,  # squared error on [-1, 1], summed over one or more images
+    kl: torch.Tensor,   # the charged KL in nats, summed over the same images
+    values: int,        # how many values (images x channels x pixels) were summed
+) -> torch.Tensor:      # the loss, summed over the same images
+    "What training minimises."
+    error = sse if cfg.decoder_variance == "fixed" else values / 2 * (sse / values).log()
+    return error + cfg.beta * kl
 
 def mask_stream(cfg: Config, epoch: int, n: int) -> np.random.RandomState:
     "Where the masks of an epoch over `n` images come from."
@@ -239,7 +263,7 @@ def train_epoch(
         if cfg.noise_bank: noise.manual_seed(cfg.seed)
         x_hat, posterior = learner.model(cfg.corruption(x, masks, pixel_noise)[0], noise)
         sse, kl = (x_hat - x).square().sum(), posterior.kl(cfg.kl).sum()
-        loss = sse + cfg.beta * kl
+        loss = objective(cfg, sse, kl, x.numel())
         learner.optimizer.zero_grad()
         loss.backward()
         learner.optimizer.step()
@@ -252,7 +276,7 @@ def train_epoch(
     loss, sse, kl = (losses.sum(0) / len(images)).tolist()
     return dict(epoch=epoch, lr=lr, train_loss=loss, train_mse=sse / 4, train_kl_charged_nats=kl)
 
-# %% ../nbs/04_training.ipynb #cell-27
+# %% ../nbs/04_training.ipynb #cell-29
 PACKAGES = ("torch", "torchvision", "torchmetrics", "einops", "numpy", "pillow", "safetensors")
 
 def git_state() -> dict:
@@ -282,7 +306,7 @@ def cut_rows(path: Path, epoch: int) -> None:
     column = header.strip().split(",").index("epoch")
     atomic_write(path, (header + "".join(l for l in lines if l.endswith("\n") and int(l.split(",")[column]) <= epoch)).encode())
 
-# %% ../nbs/04_training.ipynb #cell-29
+# %% ../nbs/04_training.ipynb #cell-31
 CHECKPOINT = "checkpoint.safetensors"
 
 def save_checkpoint(path: Path, learners: dict[str, Learner], cfg: Config, epoch: int) -> None:
@@ -315,7 +339,7 @@ def load_checkpoint(path: Path, learners: dict[str, Learner], cfg: Config) -> in
     field = differing[0]
     raise TrainingError(f"{path.parent} holds an unfinished run with {field} = {theirs.get(field)!r}, not {ours[field]!r}. {remedy}")
 
-# %% ../nbs/04_training.ipynb #cell-31
+# %% ../nbs/04_training.ipynb #cell-33
 def start_run(folder: Path, learners: dict[str, Learner], cfg: Config) -> int:
     "Open a run folder: returns the epoch to go on from, with later rows dropped, or 0 with an earlier run's files removed."
     folder.mkdir(parents=True, exist_ok=True)
@@ -339,7 +363,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
     "A model's weights as safetensors."
     atomic_write(path, safetensors.torch.save({k: v.cpu().contiguous() for k, v in model.state_dict().items()}))
 
-# %% ../nbs/04_training.ipynb #cell-32
+# %% ../nbs/04_training.ipynb #cell-34
 def train(
     models: dict[str, nn.Module],     # by name, as `build_models` leaves them; trained side by side on the same batches
     images: Images,                   # to train on
@@ -376,14 +400,16 @@ def train(
     except KeyboardInterrupt: print(f"\nStopped. {kept(folder)}"); raise
     for name, model in models.items(): save_weights(model, folder/f"{name}.safetensors")
 
-# %% ../nbs/04_training.ipynb #cell-34
+# %% ../nbs/04_training.ipynb #cell-36
 def load_run(
     folder: Path,           # a finished run's
     device: str = "auto",   # where to put the models
-) -> tuple[Config, dict[str, VAE]]:
-    "The config and the trained models of a run folder."
+) -> tuple[Config, dict[str, SAAAE]]:
+    "The config and the trained models of a run folder. Raises `TrainingError` if it holds none."
     folder = Path(folder)
+    paths = sorted((p for p in folder.glob("*.safetensors") if p.name != CHECKPOINT), reverse=True)  # vae first
+    if not paths: raise TrainingError(f"{folder} holds no trained model: weights are not in git, the run makes them again.")
     cfg = configure(**json.loads((folder/"config.json").read_text())["config"] | dict(device=device))
-    models = build_models(cfg)
-    for name, model in models.items(): model.load_state_dict(safetensors.torch.load_file(folder/f"{name}.safetensors"))
+    models = {path.stem: build_models(cfg)["vae"] if path.stem == "vae" else build_model(cfg) for path in paths}
+    for path in paths: models[path.stem].load_state_dict(safetensors.torch.load_file(path))
     return cfg, models
