@@ -59,7 +59,7 @@ def removal_curves(
     "Error against what was removed, means over the images."
     model.eval()
     shuffle = torch.Generator(cfg.device).manual_seed(stream_seed(0, "removal"))
-    counts = torch.linspace(0, cfg.latent, steps + 1).round().int().unique().tolist()
+    counts = (cfg.latent * torch.linspace(0, 1, steps + 1)**2).round().int().unique().tolist()  # closest where most happens
     rows = []
     for x, corrupted, _, noise in corrupted_batches(images, cfg, hidden):
         q = model.posterior(corrupted)

@@ -56,9 +56,8 @@ def run_variant(
     after: None = None,  # a run that this one waits for
 ) -> None:
     "One run of the sweep: nbs/variant.ipynb, executed into its folder."
-    folder = run_path(runs, variant, seed)
-    if is_complete(folder, given): return
-    run_notebook(DATA.parent/"nbs"/"variant.ipynb", folder/"variant.ipynb", dict(variant=variant, seed=seed, runs=str(runs)) | given)
+    out = run_path(runs, variant, seed)/"variant.ipynb"
+    run_notebook(DATA.parent/"nbs"/"variant.ipynb", out, dict(variant=variant, seed=seed, runs=str(runs)) | given)
 
 # %% ../nbs/09_sweep.ipynb #cell-10
 def connect(
@@ -77,12 +76,16 @@ def sweep(
     run: Callable = run_variant,   # what a worker does
 ) -> dict[tuple[str, int], str]:   # what failed, and why
     "Run the grid and show its progress; a run that fails does not stop the others."
-    futures, failed = {}, {}
-    for i, (variant, seed) in enumerate(grid):
+    futures, failed, missing = {}, {}, []
+    for variant, seed in grid:
+        try: done = is_complete(run_path(runs, variant, seed), given)
+        except ConfigError as e: failed[variant, seed] = str(e)
+        else: missing += [] if done else [(variant, seed)]
+    for i, (variant, seed) in enumerate(missing):
         futures[variant, seed] = client.submit(run, variant, seed, Path(runs), given, futures.get((NEEDS.get(variant), seed)),
                                                key=f"{variant}-seed_{seed}", priority=-i, pure=False)
     names = {future.key: name for name, future in futures.items()}
-    with tqdm(total=len(grid), unit="run", mininterval=0, file=sys.stdout) as bar:
+    with tqdm(total=len(grid), initial=len(grid) - len(missing), unit="run", mininterval=0, file=sys.stdout) as bar:
         for future in as_completed(futures.values()):
             name = names[future.key]
             if future.status != "finished": failed[name] = str(future.exception() or future.status)

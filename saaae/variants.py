@@ -32,6 +32,7 @@ VARIANTS = {
     "vae_beta_0.06": (dict(gate="off", beta=.06), ""),
     "vae_beta_0.015": (dict(gate="off", beta=.015), ""),
     "vae_beta_0.004": (dict(gate="off", beta=.004), ""),
+    "vae_beta_0.001": (dict(gate="off", beta=.001), ""),
     "ae": (dict(gate="constant", gate_value=0., beta=0., patches=0), "autoencoder: no noise, no KL, trained on whole images"),
     "dae": (dict(gate="constant", gate_value=0., beta=0.), "denoising autoencoder: the same, trained on masked images"),
     "sigma_vae": (dict(gate="off", decoder_variance="optimal"), "the VAE with the optimal decoder variance"),
