@@ -1,4 +1,6 @@
 # make reproduce   train VAE and SAAAE on the shipped photographs, leave results/quick/
+# make evidence    controls, seeds, statistics: run what is missing of results/evidence/ (hours; can be stopped and continued), then the verdict
+# make verdict     draw the verdict again from the tables of results/evidence/
 # make test        everything that CI runs
 # make lab         JupyterLab on the notebooks
 # make export      notebooks -> package, notebooks cleaned
@@ -6,10 +8,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 NOTEBOOK := SAAAE_image_mask-linear.ipynb
+PAPERMILL := $(BIN)/papermill -k python3 --no-progress-bar --log-level ERROR --stdout-file /dev/stdout
 # Threads that wait give up their core sooner: no slower on an idle machine, far less slowed down by other work on a busy one.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: reproduce test lab export readme
+.PHONY: reproduce evidence verdict test lab export readme
 
 .venv/installed: requirements.lock setup.py settings.ini
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
@@ -20,8 +23,17 @@ export GOMP_SPINCOUNT ?= 10000
 
 reproduce: .venv/installed
 	@mkdir -p results/quick
-	@$(BIN)/papermill nbs/$(NOTEBOOK) results/quick/$(NOTEBOOK) -k python3 --no-progress-bar --log-level ERROR --stdout-file /dev/stdout
+	@$(PAPERMILL) nbs/$(NOTEBOOK) results/quick/$(NOTEBOOK)
 	@echo "The results are in results/quick: summary.md is the table, recon/ has the pictures, $(NOTEBOOK) tells the story."
+
+evidence: .venv/installed
+	@mkdir -p results/evidence
+	@$(PAPERMILL) nbs/evidence.ipynb results/evidence/evidence.ipynb
+	@$(MAKE) --no-print-directory verdict
+
+verdict: .venv/installed
+	@$(PAPERMILL) nbs/verdict.ipynb results/evidence/verdict.ipynb
+	@echo "results/evidence/verdict.md says what holds; verdict.ipynb shows it."
 
 test: .venv/installed
 	@$(BIN)/python -m pytest -q tests

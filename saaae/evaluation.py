@@ -21,7 +21,7 @@ from torchvision.utils import make_grid
 
 from .data import DATA, Images, atomic_write, batches, stream_seed, to_unit
 from .reparameterization import KL_KINDS
-from .training import Config, objective
+from .training import Config, objective, rewind_bank
 
 # %% ../nbs/05_evaluation.ipynb #cell-05
 def corrupted_batches(
@@ -33,10 +33,10 @@ def corrupted_batches(
     masks = np.random.RandomState(cfg.seed if cfg.shared_masks else stream_seed(0, "evaluation masks") % 2**32)
     seeded = lambda stream: torch.Generator(cfg.device).manual_seed(stream_seed(0, f"evaluation {stream}"))
     pixel_noise, noise = seeded("pixel noise"), seeded("noise")
-    size = cfg.batch_size if cfg.noise_bank else 256  # the bank's vectors belong to places in a training batch
+    size = cfg.batch_size if cfg.noise_bank else 256  # the bank's vectors belong to places in the batches of training
     for i, x in enumerate(batches(images.to(cfg.device), size)):
         x = x.contiguous(memory_format=torch.channels_last)
-        if cfg.noise_bank: noise.manual_seed(cfg.seed)
+        rewind_bank(noise, cfg, i)
         corrupted, where = cfg.corruption(x, masks, pixel_noise)
         if hidden is not None:
             where = hidden[i * size:i * size + len(x)].to(x.device)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CURVE', 'THRESHOLD_MSE', 'HOLDS', 'FAILS', 'NOISE_CONTROLS', 'Effect', 'number', 'effect', 'values', 'compare',
-           'interpolate', 'gaps', 'gaps_by_photograph', 'epochs_to', 'decide', 'Claim', 'nearest_in_rate', 'less_noise',
-           'better_mse', 'attention_helps', 'better_loss', 'faster', 'masked_recovery', 'selective_kl', 'verdict',
-           'verdict_table', 'verdict_markdown', 'verdict_short']
+           'interpolate', 'curve_of', 'gaps', 'gaps_by_photograph', 'epochs_to', 'decide', 'Claim', 'nearest_in_rate',
+           'less_noise', 'better_mse', 'attention_helps', 'better_loss', 'faster', 'masked_recovery', 'selective_kl',
+           'verdict', 'verdict_table', 'verdict_markdown', 'verdict_short']
 
 # %% ../nbs/10_statistics.ipynb #cell-02
 from dataclasses import dataclass
@@ -89,6 +89,10 @@ def interpolate(
     order = np.argsort(rates)
     return PchipInterpolator(np.log(np.asarray(rates)[order]), np.asarray(errors)[order], extrapolate=False)(np.log(rate))
 
+def curve_of(runs: pd.DataFrame, without: str | None = None) -> list[str]:
+    "The points of the VAE's curve that there are."
+    return [v for v in CURVE if v in set(runs.variant) and v != without]
+
 def gaps(
     runs: pd.DataFrame,
     variant: str,
@@ -97,10 +101,10 @@ def gaps(
     own: str | None = None,  # the evaluation of the variant, if it is another than the curve's
 ) -> pd.Series:              # by seed
     "Error of a variant minus the VAE's at the same exact rate and seed."
-    curve = [v for v in CURVE if v != variant or own]
+    curve = curve_of(runs, None if own else variant)
     error, rate = (values(runs, variant, c, own or evaluation) for c in (column, "rate_bits"))
     points = {c: pd.DataFrame({v: values(runs, v, c, evaluation) for v in curve}) for c in ("rate_bits", column)}
-    seeds = [s for s in error.index if s in points[column].index and points[column].loc[s].notna().all()]
+    seeds = [s for s in error.index if s in points[column].index and points[column].loc[s].notna().all() and len(curve) > 1]
     at = lambda s: interpolate(points["rate_bits"].loc[s], points[column].loc[s], rate[s]) if np.isfinite(rate[s]) else np.nan
     return pd.Series({s: error[s] - float(at(s)) for s in seeds}, dtype=float)
 
@@ -111,11 +115,10 @@ def gaps_by_photograph(
     column: str = "mse",
 ) -> pd.Series:                 # by photograph (group), mean over seeds
     "The matched-rate gap of each held-out photograph, at the rates of the whole test set."
-    rate, per_seed = values(runs, variant, "rate_bits"), []
+    rate, curve, per_seed = values(runs, variant, "rate_bits"), curve_of(runs, variant), []
     table = photographs.pivot_table(index=["variant", "seed"], columns="group", values=column)
     for seed in rate.index:
-        if not np.isfinite(rate[seed]) or any((v, seed) not in table.index for v in (variant, *CURVE)): continue
-        curve = [v for v in CURVE if v != variant]
+        if not np.isfinite(rate[seed]) or len(curve) < 2 or any((v, seed) not in table.index for v in (variant, *curve)): continue
         rates = np.array([values(runs, v, "rate_bits")[seed] for v in curve])
         per_seed.append(table.loc[(variant, seed)] - interpolate(rates, np.stack([table.loc[(v, seed)] for v in curve]), rate[seed]))
     return pd.concat(per_seed, axis=1).mean(axis=1) if per_seed else pd.Series(dtype=float)
@@ -159,7 +162,7 @@ NOISE_CONTROLS = ("constant", "learned", "random", "shuffled_dimensions", "shuff
 def nearest_in_rate(runs: pd.DataFrame, variant: str) -> str:
     "The VAE of the curve whose mean exact rate is nearest (in its logarithm)."
     rate = lambda v: np.log(values(runs, v, "rate_bits").mean())
-    return min(CURVE, key=lambda v: abs(rate(v) - rate(variant)))
+    return min(curve_of(runs), key=lambda v: abs(rate(v) - rate(variant)))
 
 # %% ../nbs/10_statistics.ipynb #cell-21
 def less_noise(runs: pd.DataFrame, areas: pd.DataFrame) -> Claim:

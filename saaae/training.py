@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CHOICES', 'RANGES', 'WORDS', 'PRESETS', 'PACKAGES', 'CHECKPOINT', 'ConfigError', 'Config', 'check_field',
            'check_device', 'configure', 'notebook_parameters', 'run_folder', 'build_model', 'build_models', 'Learner',
-           'TrainingError', 'objective', 'mask_stream', 'generator', 'train_epoch', 'git_state', 'describe_run',
-           'append_row', 'cut_rows', 'save_checkpoint', 'load_checkpoint', 'start_run', 'kept', 'save_weights', 'train',
-           'load_run']
+           'TrainingError', 'objective', 'mask_stream', 'generator', 'rewind_bank', 'train_epoch', 'git_state',
+           'describe_run', 'append_row', 'cut_rows', 'save_checkpoint', 'load_checkpoint', 'start_run', 'kept',
+           'save_weights', 'train', 'load_run']
 
 # %% ../nbs/04_training.ipynb #cell-02
 import ast, csv, difflib, json, math, platform, subprocess, sys, time
@@ -61,7 +61,7 @@ class Config:
     kl: str = "full"                 # what the loss charges: full (published), decoupled, decoupled_hard or exact
     beta: float = 1.                 # weight of the KL
     decoder_variance: str = "fixed"  # fixed: squared error; optimal: the variance that fits each batch best (sigma-VAE)
-    noise_bank: bool = False         # the same noise vectors at every step (published)
+    noise_bank: bool = False         # the same 256 noise vectors again and again (published)
     epochs: int = 3000
     batch_size: int = 256
     lr: float = 1e-3                 # Adam's; the peak, where the schedule is one-cycle
@@ -247,6 +247,10 @@ def generator(cfg: Config, stream: str, epoch: int) -> torch.Generator:
     "A generator on the config's device, seeded for a purpose and an epoch."
     return torch.Generator(cfg.device).manual_seed(stream_seed(cfg.seed, stream, epoch))
 
+def rewind_bank(noise: torch.Generator, cfg: Config, step: int) -> None:
+    "With `noise_bank`, begin again with the same vectors: at every step if a batch holds all 256 of them (published), else after so many images."
+    if cfg.noise_bank and step % max(1, 256 // cfg.batch_size) == 0: noise.manual_seed(cfg.seed)
+
 def train_epoch(
     learner: Learner,
     images: Images,    # to train on, on the config's device
@@ -258,9 +262,9 @@ def train_epoch(
     learner.model.train()
     masks, pixel_noise, noise = mask_stream(cfg, epoch, len(images)), generator(cfg, "pixel noise", epoch), generator(cfg, "noise", epoch)
     lr, steps = learner.optimizer.param_groups[0]["lr"], []
-    for x in batches(images, cfg.batch_size, cfg.seed, epoch):
+    for step, x in enumerate(batches(images, cfg.batch_size, cfg.seed, epoch)):
         x = x.contiguous(memory_format=torch.channels_last)
-        if cfg.noise_bank: noise.manual_seed(cfg.seed)
+        rewind_bank(noise, cfg, step)
         x_hat, posterior = learner.model(cfg.corruption(x, masks, pixel_noise)[0], noise)
         sse, kl = (x_hat - x).square().sum(), posterior.kl(cfg.kl).sum()
         loss = objective(cfg, sse, kl, x.numel())
@@ -276,7 +280,7 @@ def train_epoch(
     loss, sse, kl = (losses.sum(0) / len(images)).tolist()
     return dict(epoch=epoch, lr=lr, train_loss=loss, train_mse=sse / 4, train_kl_charged_nats=kl)
 
-# %% ../nbs/04_training.ipynb #cell-29
+# %% ../nbs/04_training.ipynb #cell-31
 PACKAGES = ("torch", "torchvision", "torchmetrics", "einops", "numpy", "pillow", "safetensors")
 
 def git_state() -> dict:
@@ -306,7 +310,7 @@ def cut_rows(path: Path, epoch: int) -> None:
     column = header.strip().split(",").index("epoch")
     atomic_write(path, (header + "".join(l for l in lines if l.endswith("\n") and int(l.split(",")[column]) <= epoch)).encode())
 
-# %% ../nbs/04_training.ipynb #cell-31
+# %% ../nbs/04_training.ipynb #cell-33
 CHECKPOINT = "checkpoint.safetensors"
 
 def save_checkpoint(path: Path, learners: dict[str, Learner], cfg: Config, epoch: int) -> None:
@@ -339,7 +343,7 @@ def load_checkpoint(path: Path, learners: dict[str, Learner], cfg: Config) -> in
     field = differing[0]
     raise TrainingError(f"{path.parent} holds an unfinished run with {field} = {theirs.get(field)!r}, not {ours[field]!r}. {remedy}")
 
-# %% ../nbs/04_training.ipynb #cell-33
+# %% ../nbs/04_training.ipynb #cell-35
 def start_run(folder: Path, learners: dict[str, Learner], cfg: Config) -> int:
     "Open a run folder: returns the epoch to go on from, with later rows dropped, or 0 with an earlier run's files removed."
     folder.mkdir(parents=True, exist_ok=True)
@@ -363,7 +367,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
     "A model's weights as safetensors."
     atomic_write(path, safetensors.torch.save({k: v.cpu().contiguous() for k, v in model.state_dict().items()}))
 
-# %% ../nbs/04_training.ipynb #cell-34
+# %% ../nbs/04_training.ipynb #cell-36
 def train(
     models: dict[str, nn.Module],     # by name, as `build_models` leaves them; trained side by side on the same batches
     images: Images,                   # to train on
@@ -400,7 +404,7 @@ def train(
     except KeyboardInterrupt: print(f"\nStopped. {kept(folder)}"); raise
     for name, model in models.items(): save_weights(model, folder/f"{name}.safetensors")
 
-# %% ../nbs/04_training.ipynb #cell-36
+# %% ../nbs/04_training.ipynb #cell-38
 def load_run(
     folder: Path,           # a finished run's
     device: str = "auto",   # where to put the models

@@ -53,7 +53,7 @@ VARIANTS = {
     "random": (dict(gate="random"), "a uniform gate, drawn anew each time"),
     "matched": (dict(gate="matched"), "a VAE with the attention branch's weights, added to mu and logvar; no gate"),
     "bottleneck": (dict(gate="bottleneck", scope="sigmoid", kl="exact"), "the information bottleneck for attribution (Schulz et al. 2020)"),
-    "vae_bank": (dict(gate="off", noise_bank=True), "the VAE with the published noise: the same few vectors at every step"),
+    "vae_bank": (dict(gate="off", noise_bank=True), "the VAE with the published noise: the same 256 vectors again and again"),
     "saaae_bank": (dict(noise_bank=True), "the method with the published noise"),
 }
 NEEDS = {"constant": "saaae"}  # a variant whose config comes from another's results

@@ -1,31 +1,17 @@
 "The main notebook, run headlessly by papermill as a user runs it, at toy size."
-import csv, json, os, shutil, signal, subprocess, sys, time
-from pathlib import Path
+import json, os, signal, subprocess, sys, time
 
 import numpy as np
 import pytest
+from conftest import ROOT, papermill, rows
 from PIL import Image
 
-ROOT = Path(__file__).parent.parent
 NOTEBOOK = "SAAAE_image_mask-linear.ipynb"
 TOY = dict(epochs=2, width=2, train_images=40, test_images=10, batch_size=16, grid_epochs=[2], device="cpu")
 
 
-def papermill(out, root=ROOT, **parameters):
-    "Run the main notebook of a checkout; returns the finished process."
-    out.mkdir(parents=True, exist_ok=True)
-    given = "\n".join(f"{k}: {json.dumps(v)}" for k, v in dict(parameters, out=str(out)).items())
-    command = [Path(sys.executable).with_name("papermill"), root / "nbs" / NOTEBOOK, out / NOTEBOOK, "-k", "python3", "-y", given,
-               "--no-progress-bar", "--log-level", "ERROR", "--stdout-file", "/dev/stdout"]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(root)))
-
-
-def rows(path):
-    return list(csv.DictReader(open(path)))
-
-
 def test_quick_preset(tmp_path):
-    run = papermill(tmp_path / "run", preset="quick", **TOY)
+    run = papermill(NOTEBOOK, tmp_path / "run", preset="quick", **TOY)
     assert run.returncode == 0, run.stderr[-3000:]
     assert "img/s" in run.stdout and "loss" in run.stdout and os.path.relpath(tmp_path / "run", ROOT) in run.stdout
     left = {str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*") if p.is_file()}
@@ -37,7 +23,7 @@ def test_quick_preset(tmp_path):
     assert [float(r["mse"]) for r in summary] == [float(r["mse"]) for r in metrics[2:]]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["width"] == 2
 
-    again = papermill(tmp_path / "again", preset="quick", **TOY)
+    again = papermill(NOTEBOOK, tmp_path / "again", preset="quick", **TOY)
     assert again.returncode == 0
     for name in ("metrics.csv", "summary.csv", "summary.md", "config.json", "vae.safetensors", "saaae.safetensors", "recon/epoch_0002.png", "curves.png"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
@@ -46,7 +32,7 @@ def test_quick_preset(tmp_path):
 def test_folder_of_ones_own(tmp_path):
     for i in range(12): Image.fromarray(np.full((70, 90, 3), 20 * i, np.uint8)).save(tmp_path / f"{i:02d}.png")
     (tmp_path / "03.png").write_bytes(b"not an image")
-    run = papermill(tmp_path / "run", dataset=str(tmp_path), epochs=1, width=2, batch_size=4, device="cpu")
+    run = papermill(NOTEBOOK, tmp_path / "run", dataset=str(tmp_path), epochs=1, width=2, batch_size=4, device="cpu")
     assert run.returncode == 0, run.stderr[-3000:]
     executed = (tmp_path / "run" / NOTEBOOK).read_text()
     assert "1 of 10 files skipped" in executed and "03.png cannot be read as an image" in executed
@@ -60,29 +46,14 @@ def test_folder_of_ones_own(tmp_path):
     (dict(dataset="imagenet"), "dataset: 'imagenet' is neither photos64 nor stl10 nor a folder."),
 ], ids=lambda v: next(iter(v)) if isinstance(v, dict) else "")
 def test_wrong_parameters_are_refused_by_name(tmp_path, wrong, says):
-    run = papermill(tmp_path / "run", **{**TOY, **wrong})
+    run = papermill(NOTEBOOK, tmp_path / "run", **{**TOY, **wrong})
     assert run.returncode != 0 and says in run.stderr
     assert not (tmp_path / "run" / "metrics.csv").exists()
 
 
-@pytest.fixture
-def checkout(tmp_path):
-    "A copy of the repository with a miniature STL-10 in its official binary layout."
-    root = tmp_path / "checkout"
-    for name in ("nbs", "saaae"): shutil.copytree(ROOT / name, root / name)
-    shutil.copytree(ROOT / "data" / "published", root / "data" / "published")
-    folder, rng = root / "data" / "STL10" / "stl10_binary", np.random.RandomState(0)
-    folder.mkdir(parents=True)
-    for split, n in dict(train=40, test=12, unlabeled=4).items():
-        rng.randint(0, 256, (n, 3, 96, 96)).astype(np.uint8).tofile(folder / f"{split}_X.bin")
-        if split != "unlabeled": (np.arange(n) % 10 + 1).astype(np.uint8).tofile(folder / f"{split}_y.bin")
-    (folder / "class_names.txt").write_text("\n".join("airplane bird car cat deer dog horse monkey ship truck".split()))
-    return root
-
-
 @pytest.mark.parametrize("preset, images", [("stl10", "stl10 test"), ("published", "stl10 train")])
 def test_stl10_presets(checkout, preset, images):
-    run = papermill(checkout / "run", checkout, preset=preset, epochs=2, width=2, attention="patch", batch_size=16, device="cpu")
+    run = papermill(NOTEBOOK, checkout / "run", checkout, preset=preset, epochs=2, width=2, attention="patch", batch_size=16, device="cpu")
     assert run.returncode == 0, run.stderr[-3000:]
     assert [r["images"] for r in rows(checkout / "run" / "summary.csv")] == [images] * 2
     assert (checkout / "data" / "STL10" / "train_64.safetensors").exists()

@@ -51,8 +51,9 @@ def test_notebooks_are_clean(copy):
     assert changed_by(copy, "nbdev_clean") == ""
 
 
-def test_parameters_cell_is_tagged():
-    cells = json.loads((ROOT / "nbs" / "SAAAE_image_mask-linear.ipynb").read_text())["cells"]
+@pytest.mark.parametrize("notebook", [n for n in sorted(ROOT.glob("nbs/*.ipynb")) if not n.stem[0].isdigit()], ids=lambda n: n.stem)
+def test_parameters_cell_is_tagged(notebook):
+    cells = json.loads(notebook.read_text())["cells"]
     tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
     assert len(tagged) == 1 and tagged[0]["source"][0].startswith("# Parameters:")
 

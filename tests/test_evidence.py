@@ -1,0 +1,109 @@
+"The evidence, its verdict and the STL-10 protocol: the same notebooks at toy size, and what is committed."
+import csv, json, re, shutil, subprocess
+
+import pytest
+from conftest import ROOT, papermill, rows
+
+TOY = dict(variants=["vae", "saaae", "constant"], seeds=2, epochs=2, width=2, train_images=40, test_images=40, batch_size=20, device="cpu")
+EVIDENCE = ROOT / "results" / "evidence"
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    "A whole sweep at toy size, run once for the tests below."
+    out = tmp_path_factory.mktemp("evidence")
+    run = papermill("evidence.ipynb", out, **TOY)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return out, run
+
+
+def runs_of(out):
+    return {f"{p.parent.parent.name}/{p.parent.name}": p.read_bytes() for p in sorted(out.glob("runs/*/*/evaluation.csv"))}
+
+
+def test_sweep(toy):
+    out, run = toy
+    assert "6/6" in run.stdout and "6 of 6 runs are complete" in run.stdout
+    assert list(runs_of(out)) == [f"{v}/seed_{s}" for v in ("constant", "saaae", "vae") for s in (0, 1)]
+    assert {p.name for p in out.glob("*.*")} >= {"runs.csv", "photographs.csv", "curves.csv", "removal.csv", "sensitivity.csv", "masks.sha256", "maps.png"}
+    test = {(r["variant"], r["seed"]): r for r in rows(out / "runs.csv") if r["evaluation"] == "test"}
+    gate = json.loads((out / "runs/constant/seed_1/config.json").read_text())["config"]["gate_value"]
+    assert float(test["saaae", "1"]["gate_mean"]) == pytest.approx(gate, rel=1e-6)  # the control has the method's mean gate
+    assert len(set(runs_of(out).values())) == 6
+
+
+def test_sweep_goes_on(toy, tmp_path):
+    "A deleted run comes back with the same numbers, complete ones are left alone, one of another config is reported and stops nothing."
+    out = shutil.copytree(toy[0], tmp_path / "again")
+    shutil.rmtree(out / "runs/vae/seed_1")
+    left = {p: p.stat().st_mtime_ns for p in out.glob("runs/*/*/evaluation.csv")}
+    config = out / "runs/constant/seed_0/config.json"
+    config.write_text(config.read_text().replace('"epochs": 2', '"epochs": 9'))
+    run = papermill("evidence.ipynb", out, **TOY)
+    assert run.returncode != 0 and "Some runs failed: constant seed 0" in run.stderr and "was run with epochs = 9, not 2" in run.stderr
+    assert runs_of(out) == runs_of(toy[0])
+    assert {p: p.stat().st_mtime_ns for p in left} == left
+    for name in ("metrics.csv", "photographs.csv", "removal.csv"):
+        assert (out / "runs/vae/seed_1" / name).read_bytes() == (toy[0] / "runs/vae/seed_1" / name).read_bytes()
+    assert (out / "runs.csv").read_bytes() == (toy[0] / "runs.csv").read_bytes()
+
+
+def test_wrong_parameters_are_refused_by_name(tmp_path):
+    run = papermill("evidence.ipynb", tmp_path, **{**TOY, "epoch": 3})
+    assert run.returncode != 0 and "epoch is not a parameter; did you mean epochs?" in run.stderr and not (tmp_path / "runs").exists()
+
+
+def test_verdict_at_toy_size(toy):
+    out, _ = toy
+    run = papermill("verdict.ipynb", out, threshold_mse=150.)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "| Better MSE |" in (out / "verdict.md").read_text() and (out / "rate_distortion.png").exists()
+
+
+def test_stl10_protocol(checkout):
+    toy = dict(variants=["vae", "saaae"], validation=8, epochs=2, width=2, attention="patch", batch_size=16, eval_every=1, device="cpu")
+    run = papermill("stl10_protocol.ipynb", checkout / "run", checkout, **toy)
+    assert run.returncode == 0, run.stderr[-3000:]
+    manifest = json.loads((checkout / "run/manifest.json").read_text())
+    assert len(set(manifest["validation"]["unlabeled_indices"])) == 8 and manifest["train"]["images"] == 40
+    assert [(r["variant"], r["images"], r["n"]) for r in rows(checkout / "run/test.csv")] == [("vae", "stl10 test", "12"), ("saaae", "stl10 test", "12")]
+
+    before = (checkout / "run/test.csv").read_bytes()
+    for path in (*checkout.glob("data/STL10/test_*"), checkout / "data/STL10/stl10_binary/test_X.bin"): path.unlink()  # it is not read again
+    run = papermill("stl10_protocol.ipynb", checkout / "run", checkout, **toy)
+    assert run.returncode == 0 and (checkout / "run/test.csv").read_bytes() == before, run.stderr[-3000:]
+
+
+def test_committed_masks_are_those_of_the_results():
+    subprocess.run(["sha256sum", "--check", "--quiet", EVIDENCE / "masks.sha256"], cwd=ROOT, check=True)
+
+
+def test_committed_tables_are_the_runs():
+    "Every figure of runs.csv is that of a committed run folder, and every variant has six seeds or more."
+    seen = {}
+    for r in rows(EVIDENCE / "runs.csv"): seen.setdefault((r["variant"], r["seed"]), []).append(r)
+    folders = {(p.parent.parent.name, p.parent.name[5:]): p for p in EVIDENCE.glob("runs/*/*/evaluation.csv")}
+    assert set(seen) == set(folders)
+    for name, path in folders.items():
+        assert json.loads(path.with_name("config.json").read_text())["git"]["modified"] is False
+        for mine, theirs in zip(seen[name], rows(path), strict=True):
+            assert mine["evaluation"] == theirs["evaluation"]
+            for column in ("mse", "rate_bits", "mse_pixel_hidden"): assert float(mine[column]) == pytest.approx(float(theirs[column]), rel=1e-6)
+    assert min(sum(v == variant for v, _ in seen) for variant, _ in seen) >= 6
+
+
+def test_committed_verdict_follows_from_the_committed_tables(tmp_path):
+    for name in ("config.json", *(f"{t}.csv" for t in ("runs", "photographs", "curves", "speed", "removal", "sensitivity"))): shutil.copy(EVIDENCE / name, tmp_path)
+    run = papermill("verdict.ipynb", tmp_path)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert (tmp_path / "verdict.md").read_text() == (EVIDENCE / "verdict.md").read_text()
+    for mine, theirs in zip(rows(tmp_path / "verdict.csv"), rows(EVIDENCE / "verdict.csv"), strict=True):
+        assert mine["verdict"] == theirs["verdict"] and float(mine["mean"]) == pytest.approx(float(theirs["mean"]), rel=1e-4, abs=1e-9)
+    assert {p.name for p in tmp_path.glob("*.png")} == {p.name for p in EVIDENCE.glob("*.png")} - {"maps.png"}
+
+
+def test_numbers_of_the_readme_verdict_are_in_a_committed_file():
+    block, = re.findall(r"<!-- table results/evidence/verdict_short.md -->\n(.*?)<!-- end -->", (ROOT / "README.md").read_text(), re.S)
+    numbers = {f"{float(r[c]):+.3g}" if abs(float(r[c])) < 1000 else f"{float(r[c]):+.0f}" for r in csv.DictReader(open(EVIDENCE / "verdict.csv")) for c in ("mean", "low", "high")}
+    shown = re.findall(r"(?<![\w.-])[+-]\d[\d.]*(?:e[+-]\d+)?", block)
+    assert len(shown) >= 3 * 7 and set(shown) <= numbers
