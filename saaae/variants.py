@@ -52,6 +52,8 @@ VARIANTS = {
     "inverted": (dict(gate="inverted"), "the important dimensions get the most noise"),
     "random": (dict(gate="random"), "a uniform gate, drawn anew each time"),
     "matched": (dict(gate="matched"), "a VAE with the attention branch's weights, added to mu and logvar; no gate"),
+    "matched_beta_0.06": (dict(gate="matched", beta=.06), "the same at other rates"),
+    "matched_beta_0.015": (dict(gate="matched", beta=.015), ""),
     "bottleneck": (dict(gate="bottleneck", scope="sigmoid", kl="exact"), "the information bottleneck for attribution (Schulz et al. 2020)"),
     "vae_bank": (dict(gate="off", noise_bank=True), "the VAE with the published noise: the same 256 vectors again and again"),
     "saaae_bank": (dict(noise_bank=True), "the method with the published noise"),
