@@ -100,11 +100,12 @@ def gaps(
     column: str = "mse",
     evaluation: str = "test",
     points: tuple[str, ...] = CURVE,  # the variants that make the curve
+    rate_column: str = "rate_bits",   # which rate is to be equal
 ) -> pd.Series:                       # by seed
     "Error of a variant minus the curve's (the VAE's) at the same exact rate and seed."
     curve = curve_of(runs, variant, points)
-    error, rate = (values(runs, variant, c, evaluation) for c in (column, "rate_bits"))
-    rates, errors = (pd.DataFrame({v: values(runs, v, c, evaluation) for v in curve}) for c in ("rate_bits", column))
+    error, rate = (values(runs, variant, c, evaluation) for c in (column, rate_column))
+    rates, errors = (pd.DataFrame({v: values(runs, v, c, evaluation) for v in curve}) for c in (rate_column, column))
     seeds = [s for s in error.index if s in errors.index and errors.loc[s].notna().all() and len(curve) > 1]
     at = lambda s: interpolate(rates.loc[s], errors.loc[s], rate[s]) if np.isfinite(rate[s]) else np.nan
     return pd.Series({s: error[s] - float(at(s)) for s in seeds}, dtype=float)
@@ -197,6 +198,7 @@ def better_mse(runs: pd.DataFrame, photographs: pd.DataFrame) -> Claim:
     effects = {"MSE, SAAAE minus VAE at the same beta": compare(runs, "saaae", "vae", "mse"),
                "MSE at matched rate, over seeds": effect(gaps(runs, "saaae")),
                "MSE at matched rate, over photographs": effect(gaps_by_photograph(runs, photographs, "saaae")),
+               "MSE at matched rate, with a prior fitted to the codes": effect(gaps(runs, "saaae", rate_column="fitted_rate_bits")),
                "MSE at matched rate, against the VAE with attention's weights": effect(gaps(runs, "saaae", points=MATCHED)),
                "MSE, SAAAE minus VAE at the same beta, over photographs": compare_photographs(photographs, "saaae", "vae", "mse"),
                "exact rate in bits, SAAAE minus VAE": compare(runs, "saaae", "vae", "rate_bits")}

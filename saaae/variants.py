@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['VARIANTS', 'NEEDS', 'TEMPERATURES', 'variant_config', 'run_path', 'trained_gate', 'Tempered', 'active_units',
-           'sliced_wasserstein', 'patch_distance', 'prior_distance', 'evaluate_run', 'save_tables']
+           'fitted_rate', 'sliced_wasserstein', 'patch_distance', 'prior_distance', 'evaluate_run', 'save_tables']
 
 # %% ../nbs/08_variants.ipynb #cell-02
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,6 +120,25 @@ def active_units(
     return int((torch.cat(means).var(0) > .01).sum())
 
 # %% ../nbs/08_variants.ipynb #cell-16
+@torch.no_grad()
+def fitted_rate(
+    model: SAAAE,
+    train: Images,                       # to fit the prior on
+    test: Images,                        # to code
+    cfg: Config,
+    hidden: torch.Tensor | None = None,  # masks for both, bool `[n, 1, h, h]`; `None`: as the config says
+) -> float:                              # bits an image
+    "What the code of a held-out image costs with a diagonal Gaussian prior fitted to the codes of training images."
+    def codes(images):
+        qs = [model.posterior(corrupted, noise) for _, corrupted, _, noise in corrupted_batches(images, cfg, None if hidden is None else hidden[:len(images)])]
+        return (torch.cat(parts).double() for parts in zip(*((q.mu, q.std.expand_as(q.mu)**2) for q in qs)))
+    mu, variance = codes(train)
+    centre, spread = mu.mean(0), mu.var(0, correction=0) + variance.mean(0)
+    mu, variance = codes(test)
+    nats = ((variance + (mu - centre)**2) / spread - 1 + spread.log() - variance.log()) / 2
+    return nats.sum(1).mean().item() / math.log(2)
+
+# %% ../nbs/08_variants.ipynb #cell-20
 def sliced_wasserstein(
     a: torch.Tensor,  # `[n, d]`
     b: torch.Tensor,  # `[n, d]`
@@ -151,7 +171,7 @@ def prior_distance(
         pairs.append((to_unit(model.decode(z)), to_unit(x)))
     return patch_distance(*map(torch.cat, zip(*pairs)))
 
-# %% ../nbs/08_variants.ipynb #cell-20
+# %% ../nbs/08_variants.ipynb #cell-24
 def evaluate_run(
     model: SAAAE,
     train: Images,
@@ -164,7 +184,8 @@ def evaluate_run(
     hidden, plain, attends = masks["patches"], cfg.gate == "off", cfg.gate == "attention"
     by_image = evaluate_images(model, test, fresh, hidden=hidden)
     rows = {"test": average(by_image, cfg.image_size, cfg)}
-    rows["test"] |= dict(active_units=active_units(model, test, fresh, hidden), prior_distance=prior_distance(model, test, cfg))
+    rows["test"] |= dict(active_units=active_units(model, test, fresh, hidden), prior_distance=prior_distance(model, test, cfg),
+                         fitted_rate_bits=fitted_rate(model, seen, test, fresh, hidden))
     rows["test_mode"] = evaluate(model, test, fresh, sample=False, hidden=hidden)
     rows["train"] = evaluate(model, seen, fresh, hidden=hidden[:len(seen)])
     rows["test_bank"] = evaluate(model, test, replace(cfg, noise_bank=True), ssim=False, hidden=hidden)
