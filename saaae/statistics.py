@@ -16,8 +16,6 @@ import pandas as pd
 from scipy import stats
 from scipy.interpolate import PchipInterpolator
 
-from .variants import VARIANTS
-
 # %% ../nbs/10_statistics.ipynb #cell-05
 @dataclass(frozen=True)
 class Effect:

@@ -6,13 +6,14 @@
 __all__ = ['RunError', 'is_complete', 'run_notebook', 'run_variant', 'connect', 'sweep', 'sweep_grid', 'collect']
 
 # %% ../nbs/09_sweep.ipynb #cell-02
-import json, os, subprocess, sys
+import json, logging, os, sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-import yaml
+import papermill
 from dask.distributed import Client, LocalCluster, as_completed
+from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from .data import DATA
@@ -40,13 +41,11 @@ def run_notebook(
     out: Path,         # where the executed notebook goes
     parameters: dict,
 ) -> None:
-    "Execute a notebook with papermill, in a process of its own. Raises `RunError` with the last line of its error."
+    "Execute a notebook with papermill, in a kernel that ends with this process. Raises `RunError` with the error in one line."
     out.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "papermill", str(notebook), str(out), "-k", "python3", "-y", yaml.safe_dump(parameters),
-               "--no-progress-bar", "--log-level", "ERROR"]
-    env = {k: v for k, v in os.environ.items() if k != "MALLOC_TRIM_THRESHOLD_"}  # Dask's setting for its workers makes training a third slower
-    done = subprocess.run(command, cwd=notebook.parent, capture_output=True, text=True, env=env)
-    if done.returncode: raise RunError((done.stderr.strip().splitlines() or [f"papermill stopped with exit status {done.returncode}"])[-1])
+    os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)  # Dask sets it for its workers: it makes training a third slower
+    try: papermill.execute_notebook(notebook, out, parameters, kernel_name="python3", progress_bar=False, cwd=notebook.parent)
+    except PapermillExecutionError as e: raise RunError(f"{e.ename}: {e.evalue}") from None
 
 def run_variant(
     variant: str,
@@ -65,6 +64,7 @@ def connect(
     scheduler: str | None = None,  # tcp://host:port or a scheduler file of a running Dask cluster; `None`: local processes
 ) -> Client:
     "A Dask client, on this machine or a cluster."
+    logging.getLogger("distributed.nanny").setLevel("ERROR")  # a worker that ran kernels is slow to leave; that it is made to is no news
     if scheduler: return Client(scheduler_file=scheduler) if Path(scheduler).is_file() else Client(scheduler)
     return Client(LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, memory_limit=0))
 
