@@ -287,7 +287,8 @@ def verdict_markdown(
     lines = ["| claim | verdict | shown in |", "|---|---|---|", *(f"| {c.claim} | **{c.verdict}** | [{c.figure}]({c.figure}) |" for c in claims)]
     for c in claims:
         lines += ["", f"## {c.claim}: {c.verdict}", "", c.reading, "", "| effect | mean | 95 % interval | p | n |", "|---|---:|---:|---:|---:|"]
-        lines += [f"| {name} | {number(e.mean)} | {number(e.low)} to {number(e.high)} | {e.p:.2g} | {e.n} |" for name, e in c.effects.items()]
+        lines += [f"| {name} | {number(e.mean)} | {number(e.low)} to {number(e.high)} | {e.p:.2g} | {e.n} |" if e.n > 1 else
+                  f"| {name} | none: no such run, or its rate is outside the curve | | | {e.n} |" for name, e in c.effects.items()]
     return "\n".join(lines) + "\n"
 
 def verdict_short(
