@@ -73,7 +73,8 @@ train(build_models(cfg), load_images(cfg.dataset, "train", 16, 64), cfg, sys.arg
 def test_a_stopped_run_goes_on_to_the_same_numbers(tmp_path, stop):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     subprocess.run([sys.executable, "-c", TRAIN, whole], check=True, capture_output=True)
-    run = subprocess.Popen([sys.executable, "-c", TRAIN, stopped], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen([sys.executable, "-c", TRAIN, stopped], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's background jobs ignore it
     while not (stopped / "checkpoint.safetensors").exists() and run.poll() is None: time.sleep(.001)
     run.send_signal(stop)
     said = run.communicate()[0]

@@ -10,7 +10,7 @@ from saaae.data import Images, stream_seed
 from saaae.models import SAAAE, VAE
 from saaae.training import Learner, build_models, configure, train_epoch
 
-N, BATCH = 20, 8  # three batches, the last one smaller
+N, BATCH, EPOCHS = 20, 256, 3  # one batch an epoch, at the published batch size
 
 
 class StraightLine(nn.Module):
@@ -50,35 +50,35 @@ def mask(x):
     return x
 
 
-def straight_line_epoch(attention, pixels, order):
-    "The mean over the batches of epoch 1 of the loss summed over a batch."
+def straight_line_losses(attention, pixels, orders):
+    "The loss summed over a batch, step by step."
     np.random.seed(42)
     torch.manual_seed(42)
     model, losses = StraightLine(attention), []
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     x = pixels / 255. * 2 - 1
-    for i in range(0, N, BATCH):
-        batch = x[order[i:i + BATCH]]
+    for order in orders:
+        batch = x[order]
         x_hat, mu, logvar = model(mask(batch))
         loss = F.mse_loss(x_hat, batch, reduction="sum") - 0.5 * torch.sum(1 + logvar - mu**2 - logvar.exp())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    return np.mean(losses)
+    return losses
 
 
 @pytest.mark.parametrize("name", ["vae", "saaae"])
-def test_batch_loss_of_epoch_1(name):
+def test_losses_of_the_first_steps(name):
     pixels = torch.from_numpy(np.random.RandomState(0).randint(0, 256, (N, 3, 64, 64)).astype(np.uint8))
     images = Images(pixels, torch.zeros(N).long(), torch.arange(N), ("noise",), "noise")
     cfg = configure("published", batch_size=BATCH, device="cpu")
     model = build_models(cfg)[name]
     assert sum(p.numel() for p in model.parameters()) == dict(vae=8_666_755, saaae=77_364_995)[name]
-    row = train_epoch(Learner(model, cfg, steps=3), images, cfg, epoch=1)
-    order = torch.randperm(N, generator=torch.Generator().manual_seed(stream_seed(42, "order", 1)))
-    expected = straight_line_epoch(name == "saaae", pixels, order)
-    assert row["train_loss"] * N / 3 == pytest.approx(expected, rel=1e-4)
+    learner, epochs = Learner(model, cfg, steps=EPOCHS), range(1, EPOCHS + 1)
+    losses = [train_epoch(learner, images, cfg, epoch)["train_loss"] * N for epoch in epochs]
+    orders = [torch.randperm(N, generator=torch.Generator().manual_seed(stream_seed(42, "order", epoch))) for epoch in epochs]
+    assert losses == pytest.approx(straight_line_losses(name == "saaae", pixels, orders), rel=1e-4)
 
 
 def test_presets_share_the_published_layers():
