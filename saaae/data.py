@@ -401,8 +401,9 @@ class Corruption:
         x: torch.Tensor,              # `[b, 3, h, h]` in [-1, 1]
         masks: np.random.RandomState, # where the patches come from
         noise: torch.Generator,       # where the noise comes from, on the device of `x`
+        hidden: torch.Tensor | None = None,  # masks of one's own, bool `[b, 1, h, h]`; `None`: patches are drawn
     ) -> tuple[torch.Tensor, torch.Tensor]:  # the corrupted images, and bool `[b, 1, h, h]`, true where hidden
         "Corrupt a batch; masks and noise each draw from their own generator."
-        hidden = patch_mask(self.corners(len(x), x.shape[-1], masks).to(x.device), self.patch_size, x.shape[-1])
+        if hidden is None: hidden = patch_mask(self.corners(len(x), x.shape[-1], masks).to(x.device), self.patch_size, x.shape[-1])
         if self.noise_std: x = x + self.noise_std * torch.randn(x.shape, generator=noise, device=x.device)
         return x.masked_fill(hidden, 0), hidden

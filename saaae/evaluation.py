@@ -37,11 +37,8 @@ def corrupted_batches(
     for i, x in enumerate(batches(images.to(cfg.device), size)):
         x = x.contiguous(memory_format=torch.channels_last)
         rewind_bank(noise, cfg, i)
-        corrupted, where = cfg.corruption(x, masks, pixel_noise)
-        if hidden is not None:
-            where = hidden[i * size:i * size + len(x)].to(x.device)
-            corrupted = x.masked_fill(where, 0)
-        yield x, corrupted, where, noise
+        given = None if hidden is None else hidden[i * size:i * size + len(x)].to(x.device)
+        yield x, *cfg.corruption(x, masks, pixel_noise, given), noise
 
 @torch.no_grad()
 def evaluate_images(

@@ -43,7 +43,7 @@ def run_notebook(
 ) -> None:
     "Execute a notebook with papermill, in a kernel that ends with this process. Raises `RunError` with the error in one line."
     out.parent.mkdir(parents=True, exist_ok=True)
-    os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)  # Dask sets it for its workers: it makes training a third slower
+    os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)  # Dask sets it for its workers: it makes training slower
     try: papermill.execute_notebook(notebook, out, parameters, kernel_name="python3", progress_bar=False, cwd=notebook.parent)
     except PapermillExecutionError as e: raise RunError(f"{e.ename}: {e.evalue}") from None
 
