@@ -55,7 +55,7 @@ def evaluate_images(
     for x, corrupted, where, noise in corrupted_batches(images, cfg, hidden):
         x_hat, q = model(corrupted, noise, sample)
         a, b = to_unit(x_hat).contiguous(), to_unit(x).contiguous()
-        error, gate = (a - b).square(), q.gate.expand_as(q.mu)
+        error, gate = (a - b).square(), q.gate.expand_as(q.mu).flatten(1)
         share = lambda weight: (error * weight).sum((1, 2, 3)) / (error.shape[1] * weight.sum((1, 2, 3)))  # NaN where there is no such pixel
         figures = dict(mse=error.sum((1, 2, 3)), mse_pixel=error.mean((1, 2, 3)), mse_pixel_hidden=share(where), mse_pixel_visible=share(~where),
                        psnr_db=peak_signal_noise_ratio(a, b, data_range=1., reduction="none", dim=(1, 2, 3)))

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from .data import DATA
 from .training import ConfigError
-from .variants import NEEDS, VARIANTS, run_path
+from .variants import NEEDS, PRECISION, VARIANTS, run_path
 
 # %% ../nbs/09_sweep.ipynb #cell-05
 class RunError(RuntimeError):
@@ -53,10 +53,11 @@ def run_variant(
     runs: Path,        # the folder of all runs
     given: dict,       # further parameters of nbs/variant.ipynb
     after: None = None,  # a run that this one waits for
+    notebook: str = "variant.ipynb",
 ) -> None:
-    "One run of the sweep: nbs/variant.ipynb, executed into its folder."
-    out = run_path(runs, variant, seed)/"variant.ipynb"
-    run_notebook(DATA.parent/"nbs"/"variant.ipynb", out, dict(variant=variant, seed=seed, runs=str(runs)) | given)
+    "One run of the sweep: a notebook, executed into its folder."
+    out = run_path(runs, variant, seed)/notebook
+    run_notebook(DATA.parent/"nbs"/notebook, out, dict(variant=variant, seed=seed, runs=str(runs)) | given)
 
 # %% ../nbs/09_sweep.ipynb #cell-10
 def connect(
@@ -73,7 +74,7 @@ def sweep(
     grid: list[tuple[str, int]],   # (variant, seed)
     runs: Path,                    # the folder of all runs, which all workers see
     given: dict,                   # further parameters of nbs/variant.ipynb, the same for all
-    run: Callable = run_variant,   # what a worker does
+    run: Callable = run_variant,   # what a worker does (`partial(run_variant, notebook=...)` runs another notebook)
 ) -> dict[tuple[str, int], str]:   # what failed, and why
     "Run the grid and show its progress; a run that fails does not stop the others."
     futures, failed, missing = {}, {}, []
@@ -102,7 +103,7 @@ def sweep_grid(
     "All pairs, seed by seed, with what is needed before what needs it. Raises `ConfigError` for a name that is none."
     variants = list(VARIANTS) if variants is None else variants
     for v in variants:
-        if v not in VARIANTS: raise ConfigError(f"variants: {v!r} is none of {', '.join(VARIANTS)}.")
+        if v not in VARIANTS | PRECISION: raise ConfigError(f"variants: {v!r} is none of {', '.join(VARIANTS | PRECISION)}.")
     return [(v, s) for s in (range(seeds) if isinstance(seeds, int) else seeds) for v in sorted(variants, key=lambda v: v in NEEDS)]
 
 def collect(
@@ -111,7 +112,7 @@ def collect(
 ) -> pd.DataFrame:
     "One table of all complete runs, with the columns variant and seed in front."
     tables = []
-    for variant in VARIANTS:
+    for variant in VARIANTS | PRECISION:
         for folder in sorted((Path(runs)/variant).glob("seed_*"), key=lambda f: int(f.name[5:])):
             path = folder/f"{name}.csv"
             if (folder/"evaluation.csv").exists() and path.exists():

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['CHOICES', 'RANGES', 'WORDS', 'PRESETS', 'PACKAGES', 'CHECKPOINT', 'ConfigError', 'Config', 'check_field',
            'check_device', 'configure', 'notebook_parameters', 'run_folder', 'build_model', 'build_models', 'Learner',
-           'TrainingError', 'objective', 'mask_stream', 'generator', 'rewind_bank', 'train_epoch', 'git_state',
-           'describe_run', 'append_row', 'cut_rows', 'save_checkpoint', 'load_checkpoint', 'start_run', 'kept',
-           'save_weights', 'train', 'load_run']
+           'TrainingError', 'objective', 'draw_precision', 'multirate_objective', 'mask_stream', 'generator',
+           'rewind_bank', 'train_epoch', 'git_state', 'describe_run', 'append_row', 'cut_rows', 'save_checkpoint',
+           'load_checkpoint', 'start_run', 'kept', 'save_weights', 'train', 'load_run']
 
 # %% ../nbs/04_training.ipynb #cell-02
 import ast, csv, difflib, json, math, platform, subprocess, sys, time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import NoneType
@@ -21,13 +22,15 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+from einops import repeat
 from torch import nn
 from tqdm import tqdm
 
 from . import __version__
+from .aims import AIMS, aim_weights
 from .attention import ATTENTION
 from .data import DATA, Corruption, Images, atomic_write, batches, stream_seed
-from .models import GATES, SAAAE
+from .models import GATES, PLACES, SAAAE, Conditioned
 from .reparameterization import KL_KINDS, SCOPES
 
 # %% ../nbs/04_training.ipynb #cell-06
@@ -51,7 +54,7 @@ class Config:
     shared_masks: bool = False       # one mask for the whole batch (published)
     # models
     width: int = 64                  # channels of the first convolution
-    latent: int = 128                # latent dimensions
+    latent: int | str = 128          # latent dimensions, or "spatial": 8x8 places x 2 channels
     attention: str = "linear"        # linear or patch
     floor: float = 0.1               # the gate where importance is 1; published: 0
     scope: str = "image"             # how scores become importance: min-max over image or batch (published), or sigmoid
@@ -62,6 +65,14 @@ class Config:
     beta: float = 1.                 # weight of the KL
     decoder_variance: str = "fixed"  # fixed: squared error; optimal: the variance that fits each batch best (sigma-VAE)
     noise_bank: bool = False         # the same 256 noise vectors again and again (published)
+    aim: str = "everything"          # which pixels matter: see `saaae.aims.AIMS`
+    # all rates in one model
+    t_range: float = 1.              # the precision of each image is drawn from [1 / t_range, t_range]; 1: no range
+    multirate: str = "tempered"      # how it is used: tempered posterior, conditioned networks, or both
+    hold_mean: bool = True           # beyond t = 1 the mean stays
+    balance: float = .25             # between rates: an image's loss is divided by (beta / t)^balance
+    regions: bool = False            # half of the images have another precision in a random box (spatial latents)
+    trains: str = "everything"       # or decoder: the rest stays as it begins
     epochs: int = 3000
     batch_size: int = 256
     lr: float = 1e-3                 # Adam's; the peak, where the schedule is one-cycle
@@ -79,6 +90,10 @@ class Config:
         if self.image_size % 16: raise ConfigError(f"image_size must be a multiple of 16, not {self.image_size}.")
         if self.patch_size > largest: raise ConfigError(f"patch_size must be at most {largest} here, not {self.patch_size}.")
         if self.kl == "exact" and self.floor == 0: raise ConfigError("floor must be above 0 with kl 'exact', which is infinite without one.")
+        if isinstance(self.latent, str) and self.image_size & (self.image_size - 1): raise ConfigError(f"image_size must be a power of two with spatial latents, not {self.image_size}.")
+        if self.t_range > 1 and (self.beta == 0 or self.decoder_variance != "fixed"): raise ConfigError("t_range above 1 needs a beta above 0 and a fixed decoder_variance.")
+        if self.regions and (self.t_range == 1 or self.latent != "spatial"): raise ConfigError("regions need spatial latents and a t_range above 1.")
+        if self.multirate != "tempered" and (self.t_range == 1 or self.latent == "spatial"): raise ConfigError("multirate goes with a t_range above 1 and flat latents.")
         if (self.gate == "constant") != (self.gate_value is not None): raise ConfigError("gate_value goes with the gate 'constant', and only with it.")
         if wrong: raise ConfigError(f"grid_epochs must lie between 1 and epochs ({self.epochs}), not {wrong[0]}.")
         object.__setattr__(self, "grid_epochs", tuple(sorted(set(self.grid_epochs))))
@@ -95,11 +110,11 @@ class Config:
         return (epoch - 1) % self.eval_every == 0 or epoch in self.grid_epochs or epoch == self.epochs
 
 # %% ../nbs/04_training.ipynb #cell-08
-CHOICES = dict(attention=tuple(ATTENTION), scope=SCOPES, gate=GATES, kl=KL_KINDS, decoder_variance=("fixed", "optimal"),
+CHOICES = dict(trains=("everything", "decoder"), aim=tuple(AIMS), multirate=("tempered", "conditioned", "both"), attention=tuple(ATTENTION), scope=SCOPES, gate=GATES, kl=KL_KINDS, decoder_variance=("fixed", "optimal"),
                schedule=("constant", "one-cycle"))
 RANGES = dict(
     image_size=(16, 1024), train_images=(1, None), test_images=(1, None), patches=(0, 4096), patch_size=(1, None), noise_std=(0, 10),
-    width=(1, 1024), latent=(1, 65536), floor=(0, 1), gate_value=(0, 1), beta=(0, None), epochs=(1, None), batch_size=(1, None), lr=(1e-8, 1),
+    t_range=(1, 1e6), balance=(0, 1), width=(1, 1024), latent=(1, 65536), floor=(0, 1), gate_value=(0, 1), beta=(0, None), epochs=(1, None), batch_size=(1, None), lr=(1e-8, 1),
     seed=(0, 2**32 - 1), eval_every=(1, None))
 WORDS = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
 
@@ -113,6 +128,9 @@ def check_field(name: str, kind: type, value: object) -> None:
     if value is None and NoneType in kinds: return
     if type(value) not in ((int, float) if float in kinds else kinds): refuse(WORDS[kinds[0]])
     if name in CHOICES and value not in CHOICES[name]: refuse(f"one of {', '.join(CHOICES[name])}")
+    if name == "latent" and isinstance(value, str):
+        if value != "spatial": refuse("a whole number or 'spatial'")
+        return
     if name in RANGES:
         low, high = RANGES[name]
         if not low <= value <= (math.inf if high is None else high) or value == math.inf:
@@ -178,7 +196,9 @@ def build_model(
     "The model that a config describes, with initial weights from its seed."
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)
-        model = SAAAE(cfg.image_size, cfg.width, cfg.latent, cfg.attention, cfg.floor, cfg.scope, cfg.gate, cfg.gate_value)
+        kind = SAAAE if cfg.multirate == "tempered" else partial(Conditioned, tempers=cfg.multirate == "both")
+        model = kind(cfg.image_size, cfg.width, cfg.latent, cfg.attention, cfg.floor, cfg.scope, cfg.gate, cfg.gate_value)
+    if cfg.trains == "decoder": model.requires_grad_(False).decoder.requires_grad_(True)
     return model.to(cfg.device, memory_format=torch.channels_last)
 
 def build_models(
@@ -235,6 +255,38 @@ def objective(
     error = sse if cfg.decoder_variance == "fixed" else values / 2 * (sse / values).log()
     return error + cfg.beta * kl
 
+def draw_precision(
+    cfg: Config,
+    n: int,                      # images
+    generator: torch.Generator,
+) -> torch.Tensor | None:        # t, `[n, 1]` or `[n, 1, 8, 8]`; `None` without a range
+    "The precision of each image of a batch, or of each place."
+    if cfg.t_range == 1: return None
+    rand = lambda *shape: torch.rand(shape, generator=generator, device=generator.device)
+    level = lambda: cfg.t_range**(2 * (rand(n) + rand(n).argsort()) / n - 1)  # one in each n-th of the range, in logarithms
+    if cfg.latent != "spatial": return level()[:, None]
+    t, at = level().reshape(n, 1, 1, 1).expand(n, 1, PLACES, PLACES), torch.arange(PLACES, device=generator.device)
+    if not cfg.regions: return t
+    side = 2 + (5 * rand(2, n)).long()  # 2 to 6 places
+    first = ((PLACES + 1 - side) * rand(2, n)).long()[..., None]
+    rows, columns = (at >= first) & (at < first + side[..., None])
+    box = rows[:, None, :, None] & columns[:, None, None] & (rand(n, 1, 1, 1) < .5)
+    return torch.where(box, level().reshape(n, 1, 1, 1), t)
+
+def multirate_objective(
+    cfg: Config,
+    error: torch.Tensor,  # squared error on [-1, 1], `[b, 1, h, h]`
+    kl: torch.Tensor,     # the charged KL in nats, `[b]`
+    t: torch.Tensor,      # precision, `[b, 1]` or `[b, 1, 8, 8]`
+) -> torch.Tensor:        # the loss, summed over the images
+    "The loss of a model for all rates."
+    mean = t.log().flatten(1).mean(1).exp()
+    if t.dim() == 4:
+        cell = error.shape[-1] // PLACES
+        error = error * repeat(t / mean[:, None, None, None], "b 1 h w -> b 1 (h p) (w q)", p=cell, q=cell)
+    beta = cfg.beta / mean
+    return ((error.sum((1, 2, 3)) + beta * kl) / beta**cfg.balance).sum()
+
 def mask_stream(cfg: Config, epoch: int, n: int) -> np.random.RandomState:
     "Where the masks of an epoch over `n` images come from."
     if not cfg.shared_masks: return np.random.RandomState(stream_seed(cfg.seed, "masks", epoch) % 2**32)
@@ -260,19 +312,23 @@ def train_epoch(
 ) -> dict:             # the training columns of metrics.csv
     "Train for one epoch. Raises `TrainingError` with the step if the loss is not finite."
     learner.model.train()
-    masks, pixel_noise, noise = mask_stream(cfg, epoch, len(images)), generator(cfg, "pixel noise", epoch), generator(cfg, "noise", epoch)
+    masks, (pixel_noise, noise, precision) = mask_stream(cfg, epoch, len(images)), (generator(cfg, s, epoch) for s in ("pixel noise", "noise", "precision"))
     lr, steps = learner.optimizer.param_groups[0]["lr"], []
     for step, x in enumerate(batches(images, cfg.batch_size, cfg.seed, epoch)):
         x = x.contiguous(memory_format=torch.channels_last)
         rewind_bank(noise, cfg, step)
-        x_hat, posterior = learner.model(cfg.corruption(x, masks, pixel_noise)[0], noise)
-        sse, kl = (x_hat - x).square().sum(), posterior.kl(cfg.kl).sum()
-        loss = objective(cfg, sse, kl, x.numel())
+        corrupted, hidden = cfg.corruption(x, masks, pixel_noise)
+        t = draw_precision(cfg, len(x), precision)
+        x_hat, posterior = learner.model(corrupted, noise, t=t, hold_mean=cfg.hold_mean)
+        error, kl = (x_hat - x).square(), posterior.kl(cfg.kl)
+        if cfg.aim != "everything": error = error * aim_weights(cfg.aim, x, hidden)
+        sse, kls = error.sum(), kl.sum()
+        loss = objective(cfg, sse, kls, x.numel()) if t is None else multirate_objective(cfg, error.sum(1, keepdim=True), kl, t)
         learner.optimizer.zero_grad()
         loss.backward()
         learner.optimizer.step()
         learner.scheduler.step()
-        steps.append(torch.stack([loss, sse, kl]).detach())
+        steps.append(torch.stack([loss, sse, kls]).detach())
         if bar is not None: bar.update(len(x))
     losses = torch.stack(steps).double().cpu()  # read once an epoch: no waiting for the device in between
     for step, loss in enumerate(losses[:, 0].tolist(), 1):
@@ -280,7 +336,7 @@ def train_epoch(
     loss, sse, kl = (losses.sum(0) / len(images)).tolist()
     return dict(epoch=epoch, lr=lr, train_loss=loss, train_mse=sse / 4, train_kl_charged_nats=kl)
 
-# %% ../nbs/04_training.ipynb #cell-31
+# %% ../nbs/04_training.ipynb #cell-33
 PACKAGES = ("torch", "torchvision", "torchmetrics", "einops", "numpy", "pillow", "safetensors")
 
 def git_state() -> dict:
@@ -310,7 +366,7 @@ def cut_rows(path: Path, epoch: int) -> None:
     column = header.strip().split(",").index("epoch")
     atomic_write(path, (header + "".join(l for l in lines if l.endswith("\n") and int(l.split(",")[column]) <= epoch)).encode())
 
-# %% ../nbs/04_training.ipynb #cell-33
+# %% ../nbs/04_training.ipynb #cell-35
 CHECKPOINT = "checkpoint.safetensors"
 
 def save_checkpoint(path: Path, learners: dict[str, Learner], cfg: Config, epoch: int) -> None:
@@ -343,7 +399,7 @@ def load_checkpoint(path: Path, learners: dict[str, Learner], cfg: Config) -> in
     field = differing[0]
     raise TrainingError(f"{path.parent} holds an unfinished run with {field} = {theirs.get(field)!r}, not {ours[field]!r}. {remedy}")
 
-# %% ../nbs/04_training.ipynb #cell-35
+# %% ../nbs/04_training.ipynb #cell-37
 def start_run(folder: Path, learners: dict[str, Learner], cfg: Config) -> int:
     "Open a run folder: returns the epoch to go on from, with later rows dropped, or 0 with an earlier run's files removed."
     folder.mkdir(parents=True, exist_ok=True)
@@ -367,7 +423,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
     "A model's weights as safetensors."
     atomic_write(path, safetensors.torch.save({k: v.cpu().contiguous() for k, v in model.state_dict().items()}))
 
-# %% ../nbs/04_training.ipynb #cell-36
+# %% ../nbs/04_training.ipynb #cell-38
 def train(
     models: dict[str, nn.Module],     # by name, as `build_models` leaves them; trained side by side on the same batches
     images: Images,                   # to train on
@@ -404,7 +460,7 @@ def train(
     except KeyboardInterrupt: print(f"\nStopped. {kept(folder)}"); raise
     for name, model in models.items(): save_weights(model, folder/f"{name}.safetensors")
 
-# %% ../nbs/04_training.ipynb #cell-38
+# %% ../nbs/04_training.ipynb #cell-40
 def load_run(
     folder: Path,           # a finished run's
     device: str = "auto",   # where to put the models
