@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import torch
-from einops import rearrange, reduce, repeat
+from einops import reduce, repeat
 from torch import nn
 
 from .aims import AIMS, aim_weights

@@ -1,0 +1,76 @@
+"Precision on demand: its notebook at toy size, on runs whose answer is known, and what is committed."
+import csv, json, math, re, shutil
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, papermill, rows
+
+PRECISION = ROOT / "results" / "precision"
+TOY = dict(variants=["vae", "tempered", "conditioned", "spatial_regions", "spatial_attention_edges"], seeds=2, epochs=1, width=2, train_images=20,
+           test_images=20, batch_size=20, device="cpu")
+
+
+def test_toy(tmp_path):
+    run = papermill("precision.ipynb", tmp_path, **TOY)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "10 of 10 runs are complete" in run.stdout
+    seen = {(r["variant"], r["mode"]) for r in rows(tmp_path / "rates.csv")}
+    assert {("vae", "own"), ("tempered", "t, mean grows"), ("conditioned", "t"), ("spatial_regions", "t")} <= seen
+    for r in rows(tmp_path / "rates.csv"):
+        if r["mode"] == "budget": assert float(r["rate_bits"]) == pytest.approx(float(r["value"]), rel=1e-3)
+    assert {r["variant"] for r in rows(tmp_path / "regions.csv")} == {"vae", "tempered", "spatial_regions", "spatial_attention_edges"}
+    assert {"importance", "shuffled", "kl", "uniform", "oracle"} == {r["map"] for r in rows(tmp_path / "maps.csv") if r["variant"] == "spatial_attention_edges"}
+    assert {p.name for p in tmp_path.iterdir()} >= {"rates.png", "regions.png", "goals.md", "tries.md"}
+
+
+def test_wrong_parameters_are_refused_by_name(tmp_path):
+    run = papermill("precision.ipynb", tmp_path, **TOY | dict(variants=["gan"]))
+    assert run.returncode != 0 and "'gan' is none of" in run.stderr and not (tmp_path / "runs").exists()
+
+
+def made_up(out):
+    "Finished runs with errors that follow 100 - 8 ln(rate): dedicated ones, one model 2 % above, one 3 %."
+    def write(variant, seed, points):
+        folder = out / "runs" / variant / f"seed_{seed}"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(dict(config=dict(preset="evidence"))))
+        with open(folder / "evaluation.csv", "w", newline="") as f:
+            table = csv.writer(f)
+            table.writerow(("mode", "value", "rate_bits", "mse", "psnr_db", "mse_edges"))
+            for mode, value, rate, factor in points:
+                error = factor * (100 + seed - 8 * math.log(rate))
+                table.writerow((mode, value, rate, error, 0, error))
+    levels = [2**(k / 2) for k in range(-12, 9)]
+    for seed in (0, 1):
+        for i, variant in enumerate(("vae_beta_4", "vae", "vae_beta_0.25", "vae_beta_0.06")): write(variant, seed, [("own", 1, 20 * 2.4**i, 1)])
+        for variant, factor in (("tempered", 1.02), ("conditioned", 1.03)): write(variant, seed, [("t", t, 80 * t**.6, factor) for t in levels])
+
+
+def test_known_answer(tmp_path):
+    made_up(tmp_path)
+    run = papermill("precision.ipynb", tmp_path, seeds=2, variants=["vae_beta_4", "vae", "vae_beta_0.25", "vae_beta_0.06", "tempered", "conditioned"])
+    assert run.returncode == 0, run.stderr[-3000:]
+    goals = (tmp_path / "goals.md").read_text()
+    means = {line.split("|")[1].strip(): float(re.search(r": ([+-][\d.]+) \[", line)[1]) for line in goals.splitlines()[2:]}
+    within, below, better = means.values()
+    assert within == pytest.approx(2, abs=.02) and below == pytest.approx(2, abs=.02) and better == pytest.approx(-1, abs=.02)
+    assert goals.count("**no**") == 3  # two seeds decide nothing in favour
+
+
+def test_committed_tables_are_the_runs():
+    "Every row of rates.csv is one of a committed run, six seeds of each variant, trained from a clean checkout."
+    table, seen = rows(PRECISION / "rates.csv"), {}
+    for r in table: seen.setdefault((r["variant"], r["seed"]), []).append(r)
+    folders = {(p.parent.parent.name, p.parent.name[5:]): p for p in PRECISION.glob("runs/*/*/evaluation.csv")}
+    assert set(seen) == set(folders) and len(seen) % 6 == 0
+    for name, path in folders.items():
+        assert json.loads(path.with_name("config.json").read_text())["git"]["modified"] is False
+        for mine, theirs in zip(seen[name], rows(path), strict=True):
+            for column in ("value", "rate_bits", "mse"): assert float(mine[column]) == pytest.approx(float(theirs[column]), rel=1e-6)
+
+
+def test_committed_goals_follow_from_the_committed_runs(tmp_path):
+    shutil.copytree(PRECISION / "runs", tmp_path / "runs")
+    run = papermill("precision.ipynb", tmp_path)
+    assert run.returncode == 0, run.stderr[-3000:]
+    for name in ("goals.md", "tries.md"): assert (tmp_path / name).read_text() == (PRECISION / name).read_text()
