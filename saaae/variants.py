@@ -74,6 +74,8 @@ PRECISION = {
     "tempered_precision": (_flat | dict(gate="precision"), "the same with attention's importance as the precision of dimensions"),
     "tempered_growing": (_flat | dict(hold_mean=False), "the same with means that grow beyond t = 1, as the formula says"),
     "tempered_balance_0.5": (_flat | dict(balance=.5), "the same with high rates weighing more"),
+    "tempered_balance_0": (_flat | dict(balance=0.), "the same with low rates weighing more"),
+    "tempered_wide": (_flat | dict(beta=.5, t_range=16.), "the same over a wider range of precision"),
     "tempered_told": (_flat | dict(multirate="both"), "the same with encoder and decoder told log t"),
     "conditioned": (_flat | dict(multirate="conditioned"), "one VAE for all rates: encoder and decoder told log t, nothing tempered (as Multi-Rate VAE)"),
     "conditioned_attention": (_flat | dict(multirate="conditioned", gate="matched"), "the same with attention's weights feeding mu and logvar"),
