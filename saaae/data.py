@@ -6,7 +6,7 @@
 __all__ = ['DATA', 'MIN_STD', 'N_CROPS', 'DataError', 'check_split', 'atomic_write', 'Images', 'normalise', 'to_unit',
            'read_image', 'box_weights', 'box_resize', 'load_photographs', 'random_crop', 'cut_crops', 'photos64',
            'stl10_errors', 'load_cache', 'save_cache', 'stl10', 'find_images', 'split_images', 'folder_images',
-           'load_images', 'stream_seed', 'batches', 'patch_mask', 'Corruption']
+           'load_images', 'stream_seed', 'batch_indices', 'batches', 'label_batches', 'patch_mask', 'Corruption']
 
 # %% ../nbs/00_data.ipynb #cell-02
 import csv, errno, hashlib, io, json, os, tarfile, warnings, zlib
@@ -359,17 +359,34 @@ def stream_seed(
     return int.from_bytes(hashlib.sha256(f"{seed}/{stream}/{epoch}".encode()).digest()[:8]) >> 1
 
 # %% ../nbs/00_data.ipynb #cell-58
+def batch_indices(
+    images: Images,
+    batch_size: int,              # the last batch may be smaller
+    seed: int | None = None,      # `None`: in file order
+    epoch: int = 0,               # with a seed: which of its orders
+) -> tuple[torch.Tensor, ...]:    # int64 `[b]` each, on the device of `images`
+    "Which images are in which batch: all of them once, in an order that is a function of (seed, epoch)."
+    order = torch.arange(len(images))
+    if seed is not None: order = torch.randperm(len(images), generator=torch.Generator().manual_seed(stream_seed(seed, "order", epoch)))
+    return order.to(images.pixels.device).split(batch_size)
+
 def batches(
     images: Images,
     batch_size: int,              # the last batch may be smaller
     seed: int | None = None,      # `None`: in file order
     epoch: int = 0,               # with a seed: which of its orders
 ) -> Iterator[torch.Tensor]:      # float32 `[b, 3, h, w]` in [-1, 1], on the device of `images`
-    "All images once, in an order that is a function of (seed, epoch)."
-    order = torch.arange(len(images))
-    if seed is not None: order = torch.randperm(len(images), generator=torch.Generator().manual_seed(stream_seed(seed, "order", epoch)))
-    for index in order.to(images.pixels.device).split(batch_size):
-        yield normalise(images.pixels[index])
+    "The images, batch by batch."
+    for index in batch_indices(images, batch_size, seed, epoch): yield normalise(images.pixels[index])
+
+def label_batches(
+    images: Images,
+    batch_size: int,              # as for `batches`
+    seed: int | None = None,
+    epoch: int = 0,
+) -> Iterator[torch.Tensor]:      # int64 `[b]`, on the device of `images`
+    "The labels of the same batches."
+    for index in batch_indices(images, batch_size, seed, epoch): yield images.labels[index]
 
 # %% ../nbs/00_data.ipynb #cell-61
 def patch_mask(
@@ -389,6 +406,7 @@ class Corruption:
     patch_size: int = 8    # their side in pixels
     noise_std: float = 0.  # standard deviation of the noise, in [-1, 1] units
     shared: bool = False   # one mask for the batch, as the published run drew it
+    noise_varies: bool = False  # the noise of each image has a strength of its own, uniform from 0 to `noise_std`
 
     def corners(self, b: int, size: int, rng: np.random.RandomState) -> torch.Tensor:
         "Top-left corners, int64 `[b, patches, 2]`."
@@ -405,5 +423,7 @@ class Corruption:
     ) -> tuple[torch.Tensor, torch.Tensor]:  # the corrupted images, and bool `[b, 1, h, h]`, true where hidden
         "Corrupt a batch; masks and noise each draw from their own generator."
         if hidden is None: hidden = patch_mask(self.corners(len(x), x.shape[-1], masks).to(x.device), self.patch_size, x.shape[-1])
-        if self.noise_std: x = x + self.noise_std * torch.randn(x.shape, generator=noise, device=x.device)
+        if self.noise_std:
+            strength = torch.rand(len(x), 1, 1, 1, generator=noise, device=x.device) if self.noise_varies else 1
+            x = x + self.noise_std * strength * torch.randn(x.shape, generator=noise, device=x.device)
         return x.masked_fill(hidden, 0), hidden

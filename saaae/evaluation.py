@@ -51,9 +51,10 @@ def evaluate_images(
 ) -> pd.DataFrame:                       # one row an image, with its `group` (photograph) and the figures of the table above
     "Reconstruct corrupted images and measure each against its clean one."
     model.eval()
-    tables = []
+    tables, first = [], 0
     for x, corrupted, where, noise in corrupted_batches(images, cfg, hidden):
-        x_hat, q = model(corrupted, noise, sample)
+        labels, first = images.labels[first:first + len(x)].to(x.device), first + len(x)
+        x_hat, q = model(corrupted, noise, sample, **dict(y=labels) if cfg.classes else {})
         a, b = to_unit(x_hat).contiguous(), to_unit(x).contiguous()
         error, gate = (a - b).square(), q.gate.expand_as(q.mu).flatten(1)
         share = lambda weight: (error * weight).sum((1, 2, 3)) / (error.shape[1] * weight.sum((1, 2, 3)))  # NaN where there is no such pixel

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'CHANNELS', 'GATES', 'conv_encoder', 'conv_decoder', 'spatial_encoder', 'spatial_decoder', 'Reconstruction',
-           'OnDemand', 'VAE', 'split', 'SAAAE', 'Conditioned']
+           'OnDemand', 'VAE', 'split', 'SAAAE', 'Conditioned', 'ClassConditional']
 
 # %% ../nbs/03_models.ipynb #cell-02
 import math
@@ -13,6 +13,7 @@ from functools import partial
 
 import torch
 from einops.layers.torch import Rearrange
+from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
 from .attention import ATTENTION
@@ -82,7 +83,7 @@ class OnDemand:
         return Reconstruction(self.decode(q.sample(generator) if sample else q.mode()), q, t)
 
 # %% ../nbs/03_models.ipynb #cell-13
-class VAE(nn.Module, OnDemand):
+class VAE(nn.Module, OnDemand, PyTorchModelHubMixin, library_name="saaae", license="mit"):
     "The variational autoencoder of the published comparison (Kingma and Welling 2014), at any width, latent and image size."
     def __init__(
         self,
@@ -97,7 +98,7 @@ class VAE(nn.Module, OnDemand):
             self.latent_shape, self.encoder, head = (CHANNELS, PLACES, PLACES), spatial_encoder(width, image_size), partial(nn.Conv2d, 4 * width, CHANNELS, 1)
         else:
             self.latent_shape, self.encoder, head = (latent,), conv_encoder(width), partial(nn.Linear, 8 * width * (image_size // 16)**2, latent)
-        self.to_mu, self.to_logvar = head(), head()
+        self.image_size, self.to_mu, self.to_logvar = image_size, head(), head()
         self.decoder = spatial_decoder(width, image_size) if latent == "spatial" else conv_decoder(width, image_size, latent)
 
     def encode(
@@ -243,3 +244,53 @@ class Conditioned(SAAAE):
         if self.tempers: posterior = posterior.temper(t, hold_mean)
         z = posterior.sample(generator) if sample else posterior.mode()
         return self.decoder[1:](self.decoder[0](z) * (1 + scale_out) + shift_out), posterior
+
+# %% ../nbs/03_models.ipynb #cell-44
+class ClassConditional(SAAAE):
+    "SAAAE (with the gate `off`: a VAE) whose encoder and decoder are told the class."
+    def __init__(
+        self,
+        classes: int,  # how many there are
+        *args,
+        **kwargs,      # of `SAAAE`, with flat latents
+    ):
+        super().__init__(*args, **kwargs)
+        if len(self.latent_shape) > 1: raise ValueError("A class-conditional model has flat latents.")
+        self.tell = nn.ModuleList(nn.Embedding(classes, 2 * self.to_mu.in_features) for _ in range(2))
+        for embedding in self.tell: nn.init.zeros_(embedding.weight)  # begins as the model without labels
+
+    def posterior(
+        self,
+        x: torch.Tensor,                           # `[b, 3, h, h]` in [-1, 1]
+        generator: torch.Generator | None = None,  # for controls that draw; left as it was found
+        *,
+        y: torch.Tensor,                           # labels, int64 `[b]`
+    ) -> AnchoredGaussian:                         # over z
+        "q(z | x, y)."
+        scale, shift = self.tell[0](y).chunk(2, 1)
+        features = self.encoder(x) * (1 + scale) + shift
+        return self.anchored(self.to_mu(features), self.to_logvar(features), x, generator)
+
+    def decode(
+        self,
+        z: torch.Tensor,  # `[b, latent]`
+        y: torch.Tensor,  # labels, int64 `[b]`
+    ) -> torch.Tensor:    # `[b, 3, h, h]` in [-1, 1]
+        "The image of a code and a class."
+        scale, shift = self.tell[1](y).chunk(2, 1)
+        return self.decoder[1:](self.decoder[0](z) * (1 + scale) + shift)
+
+    def forward(
+        self,
+        x: torch.Tensor,                           # `[b, 3, h, h]` in [-1, 1]
+        generator: torch.Generator | None = None,  # where the noise of z comes from
+        sample: bool = True,                       # `False`: decode the mode
+        t: torch.Tensor | float | None = None,     # precision, broadcasts to z; `None`: the posterior as it is
+        hold_mean: bool = True,                    # beyond t = 1 the mean stays
+        *,
+        y: torch.Tensor,                           # labels, int64 `[b]`
+    ) -> tuple[torch.Tensor, AnchoredGaussian]:    # x_hat `[b, 3, h, h]` in [-1, 1], and what z was drawn from
+        "Reconstruct as an image of a class."
+        posterior = self.posterior(x, generator, y=y)
+        if t is not None: posterior = posterior.temper(t, hold_mean)
+        return self.decode(posterior.sample(generator) if sample else posterior.mode(), y), posterior

@@ -29,8 +29,8 @@ from tqdm import tqdm
 from . import __version__
 from .aims import AIMS, aim_weights
 from .attention import ATTENTION
-from .data import DATA, Corruption, Images, atomic_write, batches, stream_seed
-from .models import GATES, PLACES, SAAAE, Conditioned
+from .data import DATA, Corruption, Images, atomic_write, batches, label_batches, stream_seed
+from .models import GATES, PLACES, SAAAE, ClassConditional, Conditioned
 from .reparameterization import KL_KINDS, SCOPES
 
 # %% ../nbs/04_training.ipynb #cell-06
@@ -51,6 +51,7 @@ class Config:
     patches: int = 16                # hidden patches an image
     patch_size: int = 8              # their side in pixels
     noise_std: float = 0.            # Gaussian noise on the input, in [-1, 1] units
+    noise_varies: bool = False       # each image has its own, uniform from 0 to noise_std
     shared_masks: bool = False       # one mask for the whole batch (published)
     # models
     width: int = 64                  # channels of the first convolution
@@ -60,6 +61,7 @@ class Config:
     scope: str = "image"             # how scores become importance: min-max over image or batch (published), or sigmoid
     gate: str = "attention"          # the method, or a control: see `saaae.models.GATES`
     gate_value: float | None = None  # the gate that is constant
+    classes: int = 0                 # how many there are, if the model is told the class; 0: it is not
     # objective and optimiser
     kl: str = "full"                 # what the loss charges: full (published), decoupled, decoupled_hard or exact
     beta: float = 1.                 # weight of the KL
@@ -93,6 +95,7 @@ class Config:
         if isinstance(self.latent, str) and self.image_size & (self.image_size - 1): raise ConfigError(f"image_size must be a power of two with spatial latents, not {self.image_size}.")
         if self.t_range > 1 and (self.beta == 0 or self.decoder_variance != "fixed"): raise ConfigError("t_range above 1 needs a beta above 0 and a fixed decoder_variance.")
         if self.regions and (self.t_range == 1 or self.latent != "spatial"): raise ConfigError("regions need spatial latents and a t_range above 1.")
+        if self.classes and (self.multirate != "tempered" or self.latent == "spatial"): raise ConfigError("classes go with flat latents and the multirate 'tempered'.")
         if self.multirate != "tempered" and (self.t_range == 1 or self.latent == "spatial"): raise ConfigError("multirate goes with a t_range above 1 and flat latents.")
         if (self.gate == "constant") != (self.gate_value is not None): raise ConfigError("gate_value goes with the gate 'constant', and only with it.")
         if wrong: raise ConfigError(f"grid_epochs must lie between 1 and epochs ({self.epochs}), not {wrong[0]}.")
@@ -103,7 +106,7 @@ class Config:
     @property
     def corruption(self) -> Corruption:
         "What is done to the images before a model sees them."
-        return Corruption(self.patches, self.patch_size, self.noise_std, self.shared_masks)
+        return Corruption(self.patches, self.patch_size, self.noise_std, self.shared_masks, self.noise_varies)
 
     def evaluates(self, epoch: int) -> bool:
         "Whether this epoch ends with an evaluation: every `eval_every`-th from the first, those with a grid, and the last."
@@ -115,7 +118,7 @@ CHOICES = dict(trains=("everything", "decoder"), aim=tuple(AIMS), multirate=("te
 RANGES = dict(
     image_size=(16, 1024), train_images=(1, None), test_images=(1, None), patches=(0, 4096), patch_size=(1, None), noise_std=(0, 10),
     t_range=(1, 1e6), balance=(0, 1), width=(1, 1024), latent=(1, 65536), floor=(0, 1), gate_value=(0, 1), beta=(0, None), epochs=(1, None), batch_size=(1, None), lr=(1e-8, 1),
-    seed=(0, 2**32 - 1), eval_every=(1, None))
+    seed=(0, 2**32 - 1), eval_every=(1, None), classes=(0, None))
 WORDS = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
 
 def check_field(name: str, kind: type, value: object) -> None:
@@ -197,6 +200,7 @@ def build_model(
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)
         kind = SAAAE if cfg.multirate == "tempered" else partial(Conditioned, tempers=cfg.multirate == "both")
+        if cfg.classes: kind = partial(ClassConditional, cfg.classes)
         model = kind(cfg.image_size, cfg.width, cfg.latent, cfg.attention, cfg.floor, cfg.scope, cfg.gate, cfg.gate_value)
     if cfg.trains == "decoder": model.requires_grad_(False).decoder.requires_grad_(True)
     return model.to(cfg.device, memory_format=torch.channels_last)
@@ -314,12 +318,13 @@ def train_epoch(
     learner.model.train()
     masks, (pixel_noise, noise, precision) = mask_stream(cfg, epoch, len(images)), (generator(cfg, s, epoch) for s in ("pixel noise", "noise", "precision"))
     lr, steps = learner.optimizer.param_groups[0]["lr"], []
-    for step, x in enumerate(batches(images, cfg.batch_size, cfg.seed, epoch)):
+    order = images, cfg.batch_size, cfg.seed, epoch
+    for step, (x, y) in enumerate(zip(batches(*order), label_batches(*order))):
         x = x.contiguous(memory_format=torch.channels_last)
         rewind_bank(noise, cfg, step)
         corrupted, hidden = cfg.corruption(x, masks, pixel_noise)
         t = draw_precision(cfg, len(x), precision)
-        x_hat, posterior = learner.model(corrupted, noise, t=t, hold_mean=cfg.hold_mean)
+        x_hat, posterior = learner.model(corrupted, noise, t=t, hold_mean=cfg.hold_mean, **dict(y=y) if cfg.classes else {})
         error, kl = (x_hat - x).square(), posterior.kl(cfg.kl)
         if cfg.aim != "everything": error = error * aim_weights(cfg.aim, x, hidden)
         sse, kls = error.sum(), kl.sum()
