@@ -147,9 +147,9 @@ def refine(
     return AnchoredGaussian(mu.detach(), logvar.detach())
 
 # %% ../nbs/12_precision.ipynb #cell-19
-LEVELS = tuple(2**(k / 2) for k in range(-12, 9))  # of t: a factor of 1024
+LEVELS = tuple(2**(k / 2) for k in range(-12, 13))  # of t: from 1/64 to 64
 BUDGETS = (30., 60., 120., 240.)  # bits, for every image alike
-CONTRASTS = (2., 4., 8., 16., 32.)
+CONTRASTS = (2., 4., 8., 11., 16., 32.)
 
 def hidden_in(
     cfg: Config,
@@ -238,6 +238,7 @@ def region_rows(
     for name, hidden in inputs.items():
         def add(method, value, t): rows.append(dict(input=name, method=method, value=value) | sides(rebuild(model, images, cfg, hidden, t), region))
         for level in LEVELS: add("uniform", level, level)
+        if cfg.t_range == 1: continue  # dedicated to a rate: only a reference
         add("half, uniform", 1., half(lambda q, x: 1.))
         for contrast in CONTRASTS: add("half, region", contrast, painted(contrast))
         if spatial:
