@@ -228,10 +228,10 @@ def region_rows(
     "What a region gains and the rest loses."
     rows, spatial = [], cfg.latent == "spatial"
     region = region.float().to(cfg.device)
-    def half(profile): return lambda q, x, corrupted: meet_rate(q, q.rate_bits() / 2, profile(q, x), True)
+    def half(profile): return lambda q, x, corrupted: meet_rate(q, q.rate_bits() / 2, profile(q, x, corrupted), True)
     def painted(contrast):
-        if spatial: return half(lambda q, x: region_profile(region, contrast))
-        def sensitive(q, x):
+        if spatial: return half(lambda q, x, corrupted: region_profile(region, contrast))
+        def sensitive(q, x, corrupted):
             with torch.enable_grad(): return sensitivity_profile(model, q, region.expand(len(x), -1, -1, -1), contrast**2)
         return half(sensitive)
     inputs = dict(clean=torch.zeros_like(masks)) | (dict(masked=masks) if cfg.patches else {})
@@ -239,7 +239,7 @@ def region_rows(
         def add(method, value, t): rows.append(dict(input=name, method=method, value=value) | sides(rebuild(model, images, cfg, hidden, t), region))
         for level in LEVELS: add("uniform", level, level)
         if cfg.t_range == 1: continue  # dedicated to a rate: only a reference
-        add("half, uniform", 1., half(lambda q, x: 1.))
+        add("half, uniform", 1., half(lambda q, x, corrupted: 1.))
         for contrast in CONTRASTS: add("half, region", contrast, painted(contrast))
         if spatial:
             for contrast in (1., *CONTRASTS):
@@ -249,7 +249,11 @@ def region_rows(
                     q = refine(model, q.temper(t, True), x, t, cfg.beta)
                     return q.temper(meet_rate(q, budget, hold_mean=True), True)
                 add("half, refined", contrast, refined)
-            add("half, oracle", 1., half(lambda q, x: oracle_profile(model, q, x, (.1 + .9 * region).expand(len(x), -1, -1, -1), q.rate_bits() / 2)))
+            add("half, oracle", 1., half(lambda q, x, corrupted: oracle_profile(model, q, x, (.1 + .9 * region).expand(len(x), -1, -1, -1), q.rate_bits() / 2)))
+        if spatial and name == "masked":  # the region is what was hidden: the only pixels that are exactly mid-grey
+            for contrast in (1., *CONTRASTS):
+                t = half(lambda q, x, corrupted: region_profile((corrupted == 0).all(1, keepdim=True), contrast))
+                rows.append(dict(input=name, method="half, hidden", value=contrast) | sides(rebuild(model, images, cfg, hidden, t), hidden.float()))
     return pd.DataFrame(rows)
 
 # %% ../nbs/12_precision.ipynb #cell-23
