@@ -2,6 +2,8 @@
 # make evidence    controls, seeds, statistics: run what is missing of results/evidence/ (hours; can be stopped and continued), then the verdict
 # make verdict     draw the verdict again from the tables of results/evidence/
 # make precision   one model for all rates, regions: run what is missing of results/precision/ (an hour or two; can be stopped and continued)
+# make applications  inpainting, denoising, compression, conditional generation, and the tutorial of anchoring: train and measure what is missing
+#                  of results/applications/ (half an hour; can be stopped and continued)
 # make test        everything that CI runs
 # make lab         JupyterLab on the notebooks
 # make export      notebooks -> package, notebooks cleaned
@@ -13,7 +15,7 @@ PAPERMILL := $(BIN)/papermill -k python3 --no-progress-bar --log-level ERROR --s
 # Threads that wait give up their core sooner: no slower on an idle machine, far less slowed down by other work on a busy one.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: reproduce evidence verdict precision test lab export readme
+.PHONY: reproduce evidence verdict precision applications test lab export readme
 
 .venv/installed: requirements.lock setup.py settings.ini
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
@@ -40,6 +42,12 @@ precision: .venv/installed
 	@mkdir -p results/precision
 	@$(PAPERMILL) nbs/precision.ipynb results/precision/precision.ipynb
 	@echo "results/precision/goals.md says what was reached, tries.md what was tried; precision.ipynb shows it."
+
+applications: .venv/installed
+	@mkdir -p results/applications
+	@for name in any_vae inpainting denoising compression conditional; do \
+		echo "$$name"; $(PAPERMILL) nbs/$$name.ipynb results/applications/$$name.ipynb || exit 1; done
+	@echo "results/applications has a table, a picture and an executed notebook for each."
 
 test: .venv/installed
 	@$(BIN)/python -m pytest -q tests

@@ -106,22 +106,26 @@ def oracle_profile(
     rate_bits: torch.Tensor,  # the budget, `[b]`
     steps: int = 40,
 ) -> torch.Tensor:          # `[b, 1, h, w]` for spatial latents, else the shape of z
-    "The profile that gradient descent finds for the weighted error at the budget: what no method can know, as a bound to compare with."
+    "The profile that gradient descent finds for the weighted error at the budget, or uniform precision for images where that is better: what no method can know, as a bound to compare with."
     shape = (len(x), 1, *q.mu.shape[2:]) if q.mu.dim() == 4 else q.mu.shape
     bend = torch.zeros(shape, device=x.device, requires_grad=True)
     optimizer, noise = torch.optim.Adam([bend], .15), torch.Generator(x.device).manual_seed(stream_seed(0, "oracle"))
     q = AnchoredGaussian(q.mu.detach(), q.logvar.detach(), q.gate.detach())
+    weighted = lambda q, noise: ((model.decode(q.sample(noise)) - x).square() * weights).sum((1, 2, 3))
     with torch.enable_grad():
         for _ in range(steps):
             level = meet_rate(q, rate_bits, bend.detach().exp(), True) / bend.detach().exp()
             tempered = q.temper(level * bend.exp(), True)
-            error = ((model.decode(tempered.sample(noise)) - x).square() * weights).sum((1, 2, 3))
+            error = weighted(tempered, noise)
             slope = lambda y: torch.autograd.grad(y.sum(), bend, retain_graph=True)[0]
             d_error, d_rate = slope(error), slope(tempered.kl("exact"))
             along = lambda d: d.flatten(1).sum(1).reshape(-1, *[1] * (bend.dim() - 1))
             bend.grad = d_error - along(d_error) / along(d_rate).clamp_min(1e-12) * d_rate  # what is left at a constant rate
             optimizer.step()
-    return bend.detach().exp()
+    with torch.no_grad():
+        found, uniform = (q.temper(meet_rate(q, rate_bits, profile, True), True) for profile in (bend.exp(), 1.))
+        gain = sum(weighted(uniform, noise.manual_seed(i)) - weighted(found, noise.manual_seed(i)) for i in range(16))  # over the same noise
+    return torch.where((gain > 0).reshape(-1, *[1] * (bend.dim() - 1)), bend.detach(), 0).exp()
 
 def refine(
     model: OnDemand,
