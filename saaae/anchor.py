@@ -85,10 +85,12 @@ def parts(
 # %% ../nbs/13_anchor.ipynb #cell-14
 class Anchored:
     "What the classes of anchored models share; they are made by `anchored`, their models by `anchor`."
-    def __init__(self, *args, **kwargs): raise TypeError(f"{type(self).__name__} is made by anchor(model) or from_pretrained(folder).")
+    def __init__(self, *args, **kwargs): raise TypeError(f"An anchored {type(self).__name__} is made by anchor(model) or from_pretrained(folder).")
+
+    def _get_name(self) -> str: return f"Anchored{type(self).__name__}"  # in torch's printout
 
     def __reduce_ex__(self, protocol):
-        "Copies and pickles name the model's own class, as this one has no place in a module."
+        "Copies and pickles go by the model's own class, as this one is in no module."
         _, _, *state = super().__reduce_ex__(protocol)
         return blank, (self.original,), *state
 
@@ -129,7 +131,7 @@ def anchored(
     if issubclass(cls, Anchored): return cls
     how = AnchoredPosterior if hasattr(cls, "posterior") else AnchoredEncode if hasattr(cls, "encode") else AnchoredEncoder
     saved = (Pretrained,) if hasattr(cls, "save_pretrained") else ()
-    return type(f"Anchored{cls.__name__}", (how, *saved, cls), dict(original=cls, __module__=cls.__module__, __doc__=f"{cls.__name__} with a noise gate."))
+    return type(cls.__name__, (how, *saved, cls), dict(original=cls, __module__=cls.__module__, __doc__=f"{cls.__name__} with a noise gate."))
 
 def blank(
     cls: type[nn.Module],  # of the model without a gate
