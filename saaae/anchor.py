@@ -144,10 +144,8 @@ def attach(
     gate: Anchor,
 ) -> nn.Module:        # the same
     "Give a model its gate, on its device and in its precision."
-    for p in model.parameters():
-        gate.to(p.device, p.dtype)
-        break
-    model.anchor, model.__class__ = gate.train(model.training), anchored(type(model))
+    weight = next(model.parameters(), torch.zeros(()))
+    model.anchor, model.__class__ = gate.to(weight.device, weight.dtype).train(model.training), anchored(type(model))
     return model
 
 # %% ../nbs/13_anchor.ipynb #cell-16
@@ -190,8 +188,8 @@ class Pretrained:
         path = anchor_path(folder, **{k: kwargs[k] for k in ("subfolder", "revision", "token", "cache_dir", "force_download", "local_files_only") if k in kwargs})
         try:
             with safetensors.safe_open(path, "pt") as f: meta, weights = json.loads(f.metadata()["anchor"]), {k: f.get_tensor(k) for k in f.keys()}
+            name = meta.pop("attention")
         except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as e: raise ValueError(f"{path} cannot be read: {e}") from e
-        name = meta.pop("attention")
         if (name is None) != (attention is not None):
             raise ValueError(f"attention: {path} was saved with " + (f"{name!r}, which needs no module." if name else "a module of its maker's own; pass one like it."))
         gate = Anchor(name or attention, **meta)
