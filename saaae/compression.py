@@ -224,7 +224,7 @@ def fit_codec(
     model: SAAAE,     # trained
     cfg: Config,
     images: Images,   # training images: 2,000 of them, spread, are used
-    rounds: int = 3,  # of choosing points and counting them, a level
+    rounds: int = 2,  # of choosing points and counting them, a level
 ) -> Codec:
     "The tables of a model. Raises `CodecError` for one that is told a class or a precision."
     if cfg.classes or cfg.multirate != "tempered": raise CodecError("a model that is told a class or a precision has no codec: use one with multirate 'tempered' and classes 0.")
