@@ -29,7 +29,7 @@ from torch.nn.functional import avg_pool2d
 from torchvision.utils import make_grid
 
 from .data import DataError, Images, atomic_write, stream_seed, to_unit
-from .evaluation import corrupted_batches, evaluate_images
+from .evaluation import corrupted_batches
 from .models import ClassConditional
 from .training import CHECKPOINT, Config, train
 
@@ -407,8 +407,8 @@ def trained(
     "Train the models in place, or give them the weights of the finished run. Raises `TrainingError`."
     folder, digest = Path(folder), folder/"images.sha256"
     weights = {name: folder/f"{name}.safetensors" for name in models}
-    same = digest.exists() and digest.read_text() == images.sha256() and json.loads((folder/"config.json").read_text())["config"] == json.loads(json.dumps(asdict(cfg)))
-    if same and all(path.exists() for path in weights.values()):
+    finished = all(path.exists() for path in (digest, folder/"config.json", *weights.values()))
+    if finished and digest.read_text() == images.sha256() and json.loads((folder/"config.json").read_text())["config"] == json.loads(json.dumps(asdict(cfg))):
         for name, path in weights.items(): models[name].load_state_dict(safetensors.torch.load_file(path))
         return False
     digest.unlink(missing_ok=True)
