@@ -7,18 +7,16 @@ __all__ = ['Sampler', 'few_of_each', 'known_classes', 'told', 'codes', 'decode',
            'by_class', 'fit_priors', 'draw', 'code_sampler', 'model_priors', 'pixel_sampler', 'mean_pictures',
            'mean_sampler', 'copy_sampler', 'class_means', 'swap_label', 'between', 'other_labels', 'picture_features',
            'Classifier', 'recalls', 'label_share', 'PatchDistance', 'measure_pictures', 'measure_samples',
-           'nearest_pictures', 'picture_errors', 'plot_rows', 'trained']
+           'nearest_pictures', 'picture_errors', 'plot_rows']
 
 # %% ../nbs/16_conditional.ipynb #cell-02
-import json, math, warnings
+import math, warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import safetensors.torch
 import torch
 from matplotlib.figure import Figure, SubFigure
 from sklearn.linear_model import LogisticRegression
@@ -28,10 +26,10 @@ from torch import nn
 from torch.nn.functional import avg_pool2d
 from torchvision.utils import make_grid
 
-from .data import DataError, Images, atomic_write, stream_seed, to_unit
+from .data import DataError, Images, stream_seed, to_unit
 from .evaluation import corrupted_batches
 from .models import ClassConditional
-from .training import CHECKPOINT, Config, train
+from .training import Config
 
 # %% ../nbs/16_conditional.ipynb #cell-05
 def few_of_each(
@@ -396,23 +394,3 @@ def plot_rows(
         first.tick_params(length=0)
     if title: fig.suptitle(title, fontsize=10)
     return fig
-
-# %% ../nbs/16_conditional.ipynb #cell-39
-def trained(
-    models: dict[str, nn.Module],  # as `build_models` leaves them
-    images: Images,                # to train on
-    cfg: Config,
-    folder: Path,                  # the run folder
-) -> bool:                         # whether training was needed
-    "Train the models in place, or give them the weights of the finished run. Raises `TrainingError`."
-    folder, digest = Path(folder), folder/"images.sha256"
-    weights = {name: folder/f"{name}.safetensors" for name in models}
-    finished = all(path.exists() for path in (digest, folder/"config.json", *weights.values()))
-    if finished and digest.read_text() == images.sha256() and json.loads((folder/"config.json").read_text())["config"] == json.loads(json.dumps(asdict(cfg))):
-        for name, path in weights.items(): models[name].load_state_dict(safetensors.torch.load_file(path))
-        return False
-    digest.unlink(missing_ok=True)
-    train(models, images, cfg, folder)
-    atomic_write(digest, images.sha256().encode())
-    (folder/CHECKPOINT).unlink()
-    return True

@@ -40,7 +40,7 @@ class Tempering(OnDemand):
         if hasattr(self.vae, "posterior"): return self.vae.posterior(x)
         code = self.vae.encode(x)
         if hasattr(code, "latent_dist"): return AnchoredGaussian(code.latent_dist.mean, code.latent_dist.logvar)
-        if isinstance(code, tuple) and len(code) == 2: return AnchoredGaussian(*code)
+        if isinstance(code, (tuple, list)) and len(code) == 2: return AnchoredGaussian(*code)
         raise TypeError(f"encode() of {type(self.vae).__name__} gives {type(code).__name__}, not (mu, logvar) and not something with a latent_dist.")
 
     def decode(

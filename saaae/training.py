@@ -7,7 +7,7 @@ __all__ = ['CHOICES', 'RANGES', 'WORDS', 'PRESETS', 'PACKAGES', 'CHECKPOINT', 'C
            'check_device', 'configure', 'notebook_parameters', 'run_folder', 'build_model', 'build_models', 'Learner',
            'TrainingError', 'objective', 'draw_precision', 'multirate_objective', 'mask_stream', 'generator',
            'rewind_bank', 'train_epoch', 'git_state', 'describe_run', 'append_row', 'cut_rows', 'save_checkpoint',
-           'load_checkpoint', 'start_run', 'kept', 'save_weights', 'train', 'load_run']
+           'load_checkpoint', 'start_run', 'kept', 'save_weights', 'train', 'load_run', 'trained']
 
 # %% ../nbs/04_training.ipynb #cell-02
 import ast, csv, difflib, json, math, platform, subprocess, sys, time
@@ -478,3 +478,24 @@ def load_run(
     models = {path.stem: build_models(cfg)["vae"] if path.stem == "vae" else build_model(cfg) for path in paths}
     for path in paths: models[path.stem].load_state_dict(safetensors.torch.load_file(path))
     return cfg, models
+
+# %% ../nbs/04_training.ipynb #cell-44
+def trained(
+    models: dict[str, nn.Module],  # by name, as `build_models` leaves them
+    images: Images,                # to train on
+    cfg: Config,
+    folder: Path,                  # the run folder
+    evaluate: Callable[[nn.Module, int], dict] | None = None,  # as for `train`
+) -> bool:                         # whether training was needed
+    "Train the models in place, or give them the weights of a finished run of the same config and images. Raises `TrainingError`."
+    folder, digest = Path(folder), Path(folder)/"images.sha256"
+    weights = {name: folder/f"{name}.safetensors" for name in models}
+    finished = all(path.exists() for path in (digest, folder/"config.json", *weights.values()))
+    if finished and digest.read_text() == images.sha256() and json.loads((folder/"config.json").read_text())["config"] == json.loads(json.dumps(asdict(cfg))):
+        for name, path in weights.items(): models[name].load_state_dict(safetensors.torch.load_file(path))
+        return False
+    digest.unlink(missing_ok=True)
+    train(models, images, cfg, folder, evaluate)
+    atomic_write(digest, images.sha256().encode())
+    (folder/CHECKPOINT).unlink()
+    return True
