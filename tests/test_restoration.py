@@ -68,7 +68,7 @@ def test_denoising(tmp_path):
     gaussian = {level: f"Gaussian {level:g}" + (" (not trained on)" if level > .5 else "") for level in (.05, .1, .2, .3, .4, .6)}
     settings = (*gaussian.values(), "salt and pepper 0.1 (not trained on)")
     assert {(m, s) for m, s, _ in found} == {(m, s) for m in ("noisy", "nlm", "tv", "wavelet", "bm3d", "median", "vae", "saaae") for s in settings}
-    assert found["noisy", gaussian[.05], "psnr_db"] == pytest.approx(-20 * np.log10(.05), abs=.7)  # clipping takes some of it away
+    for level in (.05, .1, .2): assert -.2 < found["noisy", gaussian[level], "psnr_db"] + 20 * np.log10(level) < 3  # clipping takes some of it away
     for level in (.1, .2, .3, .4): assert found["bm3d", gaussian[level], "psnr_db"] > found["noisy", gaussian[level], "psnr_db"] + 3
     assert found["median", settings[-1], "psnr_db"] > found["noisy", settings[-1], "psnr_db"] + 5
     config = json.loads((tmp_path / "denoising" / "config.json").read_text())["config"]
