@@ -8,9 +8,6 @@ __all__ = ['LEVELS', 'BUDGETS', 'CONTRASTS', 'BENDS', 'Tempering', 'temper', 're
            'region_rows', 'precision_maps', 'map_rows']
 
 # %% ../nbs/12_precision.ipynb #cell-02
-import math
-from types import SimpleNamespace
-
 import pandas as pd
 import torch
 from einops import reduce, repeat
@@ -20,7 +17,7 @@ from .aims import AIMS, aim_weights
 from .data import Images, stream_seed, to_unit
 from .evaluation import corrupted_batches
 from .models import SAAAE, OnDemand
-from .reparameterization import T_MAX, AnchoredGaussian, RateError, meet_rate
+from .reparameterization import AnchoredGaussian, RateError, meet_rate
 from .training import Config
 
 # %% ../nbs/12_precision.ipynb #cell-05

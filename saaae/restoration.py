@@ -6,13 +6,12 @@
 __all__ = ['ROUNDING', 'INPAINTERS', 'NOISES', 'DENOISERS', 'OPTIONS', 'region_psnr', 'region_ssim', 'keep_known',
            'mask_from_file', 'tool', 'opencv_fill', 'biharmonic_fill', 'mean_colour', 'pictures', 'stacked', 'inpaint',
            'gaussian', 'salt_and_pepper', 'add_noise', 'nlm', 'tv', 'wavelet', 'bm3d', 'median', 'denoise',
-           'best_options', 'model_restore', 'trained_pair', 'measured', 'long_table', 'best_baseline', 'differences',
-           'readme_table', 'compared', 'in_words', 'draw_strip', 'application_folder', 'spread']
+           'best_options', 'model_restore', 'measured', 'long_table', 'best_baseline', 'differences', 'readme_table',
+           'compared', 'in_words', 'draw_strip', 'application_folder', 'spread']
 
 # %% ../nbs/14_restoration.ipynb #cell-02
-import json, warnings
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -25,13 +24,12 @@ from einops import rearrange
 from matplotlib.figure import Figure, SubFigure
 from PIL import Image
 from scipy.ndimage import median_filter
-from torch import nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from .data import DATA, DataError, Images, read_image, stream_seed, to_unit
 from .models import SAAAE
 from .statistics import Effect, effect
-from .training import CHECKPOINT, Config, ConfigError, build_models, check_field, load_run, train
+from .training import ConfigError, check_field
 
 # %% ../nbs/14_restoration.ipynb #cell-05
 ROUNDING = 1 / 12 / 255**2  # mean squared error of rounding to 8 bits
@@ -224,24 +222,6 @@ def model_restore(
         x_hat, q = model(x.to(device).contiguous(memory_format=torch.channels_last), noise, sample)
         parts.append((to_unit(x_hat).clamp(0, 1).contiguous().cpu(), q.rate_bits().cpu()))
     return tuple(map(torch.cat, zip(*parts)))
-
-def trained_pair(
-    cfg: Config,
-    images: Images,  # to train on
-    folder: Path,    # the run folder
-    evaluate: Callable[[nn.Module, int], dict] | None = None,  # (model, epoch) -> figures for its row in metrics.csv
-) -> dict[str, SAAAE]:  # vae and saaae
-    "The two models of a config: from the folder, if it holds a finished run of this very config; else trained there, or trained on."
-    folder = Path(folder)
-    weights, config = [folder/f"{name}.safetensors" for name in ("vae", "saaae")], folder/"config.json"
-    finished = config.exists() and all(path.exists() for path in weights) and not (folder/CHECKPOINT).exists()
-    if finished and json.loads(config.read_text())["config"] == json.loads(json.dumps(asdict(cfg))):
-        print(f"The trained models in {folder} are of this config and are used again.")
-        return load_run(folder, cfg.device)[1]
-    models = build_models(cfg)
-    train(models, images, cfg, folder, evaluate)
-    (folder/CHECKPOINT).unlink()
-    return models
 
 # %% ../nbs/14_restoration.ipynb #cell-26
 def measured(

@@ -1,6 +1,5 @@
 "Precision on demand: its notebook at toy size, on runs whose answer is known, and what is committed."
 import csv, json, math, re, shutil
-from pathlib import Path
 
 import pytest
 from conftest import ROOT, papermill, rows
