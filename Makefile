@@ -43,10 +43,11 @@ precision: .venv/installed
 	@$(PAPERMILL) nbs/precision.ipynb results/precision/precision.ipynb
 	@echo "results/precision/goals.md says what was reached, tries.md what was tried; precision.ipynb shows it."
 
+# Two notebooks at a time, on one thread each: sooner done than one on two.
 applications: .venv/installed
 	@mkdir -p results/applications
-	@for name in any_vae inpainting denoising compression conditional; do \
-		echo "$$name"; $(PAPERMILL) nbs/$$name.ipynb results/applications/$$name.ipynb || exit 1; done
+	@printf '%s\n' conditional denoising compression inpainting any_vae | OMP_NUM_THREADS=1 xargs -P 2 -I @ sh -c \
+		'echo "@ begins"; $(BIN)/papermill -k python3 --no-progress-bar --log-level ERROR nbs/@.ipynb results/applications/@.ipynb && echo "@ is done"'
 	@echo "results/applications has a table, a picture and an executed notebook for each."
 
 test: .venv/installed
