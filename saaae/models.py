@@ -75,12 +75,13 @@ class OnDemand:
         generator: torch.Generator | None = None,       # where the noise of z comes from
         sample: bool = True,                            # `False`: decode the mode
         hold_mean: bool = True,                         # beyond t = 1 the mean stays (what decoders know)
+        **told,                                         # more that `posterior` and `decode` take: the labels y
     ) -> Reconstruction:
         "Rebuild with a budget or a precision. Raises `RateError` for a budget that cannot be met."
-        q = self.posterior(x)
+        q = self.posterior(x, **told)
         t = t * torch.as_tensor(profile, device=x.device) if rate_bits is None else meet_rate(q, rate_bits, profile, hold_mean)
         q = q.temper(t, hold_mean)
-        return Reconstruction(self.decode(q.sample(generator) if sample else q.mode()), q, t)
+        return Reconstruction(self.decode(q.sample(generator) if sample else q.mode(), **told), q, t)
 
 # %% ../nbs/03_models.ipynb #cell-13
 class VAE(nn.Module, OnDemand, PyTorchModelHubMixin, library_name="saaae", license="mit"):
@@ -131,11 +132,12 @@ class VAE(nn.Module, OnDemand, PyTorchModelHubMixin, library_name="saaae", licen
         sample: bool = True,                       # `False`: decode the mode
         t: torch.Tensor | float | None = None,     # precision, broadcasts to z; `None`: the posterior as it is
         hold_mean: bool = True,                    # beyond t = 1 the mean stays
+        **told,                                    # more that `posterior` and `decode` take: the labels y
     ) -> tuple[torch.Tensor, AnchoredGaussian]:    # x_hat `[b, 3, h, h]` in [-1, 1], and what z was drawn from
         "Reconstruct: encode, sample, decode."
-        posterior = self.posterior(x, generator)
+        posterior = self.posterior(x, generator, **told)
         if t is not None: posterior = posterior.temper(t, hold_mean)
-        return self.decode(posterior.sample(generator) if sample else posterior.mode()), posterior
+        return self.decode(posterior.sample(generator) if sample else posterior.mode(), **told), posterior
 
 # %% ../nbs/03_models.ipynb #cell-17
 GATES = ("attention", "inverted", "shuffled_dimensions", "shuffled_images", "random", "learned", "constant", "off", "matched", "bottleneck",
@@ -279,18 +281,3 @@ class ClassConditional(SAAAE):
         "The image of a code and a class."
         scale, shift = self.tell[1](y).chunk(2, 1)
         return self.decoder[1:](self.decoder[0](z) * (1 + scale) + shift)
-
-    def forward(
-        self,
-        x: torch.Tensor,                           # `[b, 3, h, h]` in [-1, 1]
-        generator: torch.Generator | None = None,  # where the noise of z comes from
-        sample: bool = True,                       # `False`: decode the mode
-        t: torch.Tensor | float | None = None,     # precision, broadcasts to z; `None`: the posterior as it is
-        hold_mean: bool = True,                    # beyond t = 1 the mean stays
-        *,
-        y: torch.Tensor,                           # labels, int64 `[b]`
-    ) -> tuple[torch.Tensor, AnchoredGaussian]:    # x_hat `[b, 3, h, h]` in [-1, 1], and what z was drawn from
-        "Reconstruct as an image of a class."
-        posterior = self.posterior(x, generator, y=y)
-        if t is not None: posterior = posterior.temper(t, hold_mean)
-        return self.decode(posterior.sample(generator) if sample else posterior.mode(), y), posterior
