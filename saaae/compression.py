@@ -25,7 +25,7 @@ from .models import SAAAE
 from .training import CHECKPOINT, Config, ConfigError, TrainingError, build_model, configure, load_run
 
 # %% ../nbs/15_compression.ipynb #cell-05
-LEVELS = tuple(2.**k for k in range(-8, 5))  # of t, that have tables
+LEVELS = tuple(2.**k for k in range(-10, 5))  # of t, that have tables
 OWN = LEVELS.index(1.)                       # the model as it is
 DEPTH = 8     # of the deepest code points, at most 255 a dimension
 SPREAD = 3.   # standard deviation of the Gaussian, over that of the codes
@@ -236,10 +236,15 @@ def fit_codec(
     mu, std = codec.posterior(images.pixels[torch.linspace(0, len(images) - 1, min(len(images), 2000)).long()].cpu())
     centre, spread = mu.mean(0), SPREAD * mu.std(0, correction=0).clamp(min=1e-6)
     points, u = centre[:, None] + spread[:, None] * code_points(), torch.special.ndtr((mu - centre) / spread)
-    frequency = frequencies(torch.zeros(0, dims).long())
-    for level in reversed(range(len(LEVELS))):  # each begins with the lengths of the finer one
-        for _ in range(rounds): frequency = frequencies(quantise(mu, std, points, lengths(frequency), u, LEVELS[level]))
-        blank["frequency"][level] = frequency
+    frequency = even = frequencies(torch.zeros(0, dims).long())
+    for level in reversed(range(len(LEVELS))):
+        t, found = LEVELS[level], []
+        for start in (frequency, even):  # the finer level's lengths, whose points may stick; or all depths alike: whichever ends cheaper in a dimension
+            for _ in range(rounds): start = frequencies(quantise(mu, std, points, lengths(start), u, t))
+            index, bits, own = quantise(mu, std, points, lengths(start), u, t), lengths(start), torch.arange(dims)
+            found.append((start, (t * (points[own, index] - mu)**2 / (2 * std**2) + math.log(2) * bits[own, index]).sum(0)))
+        (one, cost), (other, other_cost) = found
+        frequency = blank["frequency"][level] = torch.where((cost <= other_cost)[:, None], one, other)
     return Codec(cfg, tensors | blank | dict(centre=centre, spread=spread))
 
 def read_codec(path: Path) -> Codec:
