@@ -1,0 +1,125 @@
+"The command `saaae` in a process of its own: what it leaves, what it prints where, and its exit codes."
+import csv, json, os, subprocess, sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+TOY = ("--image-size", "32", "--patch-size", "4", "--width", "2", "--latent", "4", "--device", "cpu")
+
+
+def saaae(*line, cwd=None):
+    "Run the command; returns the finished process."
+    return subprocess.run([sys.executable, "-c", "import sys; from saaae.cli import main; sys.exit(main())", *map(str, line)],
+                          cwd=cwd, capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(ROOT)))
+
+
+def refused(run, code, says):
+    "Whether a run ended with this exit code, nothing on stdout and, if it is 1, a single sentence on stderr."
+    assert run.returncode == code and run.stdout == "" and says in run.stderr, run.stderr
+    assert "Traceback" not in run.stderr
+    if code == 1: assert run.stderr.startswith("saaae: ") and run.stderr.count("\n") == 1, run.stderr
+    return True
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    "A folder of 12 images: one colour each, of several shapes and modes, one of them in a folder below."
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(11): Image.new("RGB", (40 + i, 50), (20 * i, 100, 255 - 20 * i)).save(folder / f"{i:02}.png")
+    (folder / "below").mkdir()
+    Image.new("RGBA", (33, 70), (255, 0, 0, 128)).save(folder / "below" / "glass.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(images):
+    "A run folder that the command left."
+    folder = images.parent / "run"
+    done = saaae("train", "--dataset", images.name, *TOY, "--epochs", 2, "--seed", 3, "--out", folder, cwd=images.parent)
+    assert done.returncode == 0, done.stderr
+    assert "| VAE | SAAAE |" in done.stdout and "img/s" not in done.stdout and "img/s" in done.stderr
+    return folder
+
+
+def test_train_leaves_a_run_folder(run):
+    assert {p.name for p in run.iterdir()} == {"config.json", "images.sha256", "metrics.csv", "speed.csv", "summary.csv", "summary.md", "vae.safetensors", "saaae.safetensors"}
+    config = json.loads((run / "config.json").read_text())["config"]
+    assert (config["epochs"], config["seed"], config["width"], config["preset"]) == (2, 3, 2, "quick")
+    assert len(list(csv.DictReader(open(run / "metrics.csv")))) == 4
+
+
+def test_train_again_uses_the_finished_run_and_keeps_it_from_other_parameters(images, run):
+    line = ("train", "--dataset", images.name, *TOY, "--epochs", 2, "--out", run)
+    before = (run / "saaae.safetensors").stat().st_mtime_ns
+    assert saaae(*line, "--seed", 3, cwd=images.parent).returncode == 0
+    assert refused(saaae(*line, "--seed", 4, cwd=images.parent), 1, "finished run with other parameters")
+    assert (run / "saaae.safetensors").stat().st_mtime_ns == before
+
+
+def test_evaluate_gives_the_figures_of_the_run(images, run):
+    table = saaae("evaluate", run, cwd=images.parent).stdout
+    expected = {row["model"]: float(row["mse"]) for row in csv.DictReader(open(run / "summary.csv"))}
+    header, mse, *_ = table.splitlines()
+    assert dict(zip(header.split(), map(float, mse.split()[-2:]))) == pytest.approx(expected, abs=.006)
+
+
+def test_evaluate_of_a_run_whose_images_are_gone(run, tmp_path):
+    assert refused(saaae("evaluate", run, cwd=tmp_path), 1, "neither photos64 nor stl10 nor a folder")
+
+
+def test_reconstruct_at_a_rate(images, run, tmp_path):
+    out = tmp_path / "out"
+    done = saaae("reconstruct", images, "--model", run, "--out", out, "--rate", 5)
+    assert done.returncode == 0 and done.stdout.startswith("12 of 12 images"), done.stderr
+    table = list(csv.DictReader(open(out / "reconstructions.csv")))
+    assert {row["file"] for row in table} == {f"{p.relative_to(images)}.png" for p in images.rglob("*.png")}
+    for row in table:
+        assert float(row["rate_bits"]) == pytest.approx(5, rel=1e-3)
+    row = next(r for r in table if r["file"] == "00.png.png")  # PSNR by hand: the clean image is one colour
+    error = np.asarray(Image.open(out / row["file"]), float) / 255 - np.array([0, 100, 255]) / 255
+    assert float(row["psnr_db"]) == pytest.approx(-10 * np.log10((error**2).mean()), abs=.1)
+
+
+def test_reconstruct_skips_what_is_no_image_and_says_so(images, run, tmp_path):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    (folder / "broken.png").write_bytes(b"no image")
+    assert saaae("reconstruct", folder, "--model", run, "--out", tmp_path / "none").returncode == 1
+    Image.new("L", (64, 64), 9).save(folder / "grey.png")
+    done = saaae("reconstruct", folder, "--model", run, "--out", tmp_path / "out")
+    assert done.returncode == 0 and "1 of 2 images" in done.stdout and "broken.png" in done.stderr
+
+
+def test_info_tells_the_run(run):
+    told = saaae("info", run).stdout
+    assert "seed      3" in told and "epoch 2 of 2" in told and "width = 2" in told and "saaae.safetensors" in told
+    last = [r for r in csv.DictReader(open(run / "metrics.csv")) if r["model"] == "vae"][-1]
+    assert f"MSE {float(last['mse']):.2f}" in told
+
+
+def test_wrong_input(images, run, tmp_path):
+    assert refused(saaae(), 2, "COMMAND")
+    assert refused(saaae("train"), 2, "--out")
+    assert refused(saaae("train", "--out", tmp_path / "x", "--widht", 3), 2, "unrecognized arguments: --widht")
+    assert refused(saaae("train", "--out", tmp_path / "x", "--width", "wide"), 1, "width must be a whole number")
+    assert refused(saaae("train", "--out", tmp_path / "x", "--dataset", tmp_path / "nowhere"), 1, "nor a folder")
+    assert refused(saaae("info", tmp_path), 1, "not the folder of a run")
+    assert refused(saaae("evaluate", "photos65"), 1, "neither photos64 nor the folder of a run")
+    assert refused(saaae("reconstruct", images, "--model", run, "--out", images / "out"), 1, "--out must be outside")
+    assert refused(saaae("reconstruct", images, "--model", run, "--out", tmp_path / "out", "--which", "gan"), 1, "choose with --which")
+    assert refused(saaae("reconstruct", images, "--model", run, "--out", tmp_path / "out", "--rate", "many"), 2, "invalid float")
+    bad = saaae("reconstruct", images, "--model", run, "--out", tmp_path / "out", "--rate", -1)
+    assert bad.returncode == 1 and "rate_bits must be at least 0" in bad.stderr and "Traceback" not in bad.stderr
+
+
+def test_damaged_weights_are_named(run, tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for p in run.iterdir(): (copy / p.name).write_bytes(p.read_bytes())
+    (copy / "vae.safetensors").write_bytes(b"damaged")
+    assert refused(saaae("evaluate", copy), 1, "cannot be read")
+    (copy / "vae.safetensors").unlink(), (copy / "saaae.safetensors").unlink()
+    assert refused(saaae("evaluate", copy), 1, "holds no trained model")
