@@ -1,10 +1,14 @@
-"The command `saaae` in a process of its own: what it leaves, what it prints where, and its exit codes."
+"The command `saaae`: what it leaves, what it prints where, and its exit codes. Where the process matters it has one of its own."
 import csv, json, os, subprocess, sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from saaae.cli import main
 
 ROOT = Path(__file__).parent.parent
 TOY = ("--image-size", "32", "--patch-size", "4", "--width", "2", "--latent", "4", "--device", "cpu")
@@ -14,6 +18,14 @@ def saaae(*line, cwd=None):
     "Run the command; returns the finished process."
     return subprocess.run([sys.executable, "-c", "import sys; from saaae.cli import main; sys.exit(main())", *map(str, line)],
                           cwd=cwd, capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(ROOT)))
+
+
+def typed(*line):
+    "The same in this process, which has torch already."
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        try: code = main([*map(str, line)])
+        except SystemExit as e: code = e.code
+    return subprocess.CompletedProcess(line, code, out.getvalue(), err.getvalue())
 
 
 def refused(run, code, says):
@@ -51,28 +63,31 @@ def test_train_leaves_a_run_folder(run):
     assert len(list(csv.DictReader(open(run / "metrics.csv")))) == 4
 
 
-def test_train_again_uses_the_finished_run_and_keeps_it_from_other_parameters(images, run):
+def test_train_again_uses_the_finished_run_and_keeps_it_from_other_parameters(images, run, monkeypatch):
+    monkeypatch.chdir(images.parent)
     line = ("train", "--dataset", images.name, *TOY, "--epochs", 2, "--out", run)
     before = (run / "saaae.safetensors").stat().st_mtime_ns
-    assert saaae(*line, "--seed", 3, cwd=images.parent).returncode == 0
-    assert refused(saaae(*line, "--seed", 4, cwd=images.parent), 1, "finished run with other parameters")
+    assert typed(*line, "--seed", 3).returncode == 0
+    assert refused(typed(*line, "--seed", 4), 1, "finished run with other parameters")
     assert (run / "saaae.safetensors").stat().st_mtime_ns == before
 
 
-def test_evaluate_gives_the_figures_of_the_run(images, run):
-    table = saaae("evaluate", run, cwd=images.parent).stdout
+def test_evaluate_gives_the_figures_of_the_run(images, run, monkeypatch):
+    monkeypatch.chdir(images.parent)
+    table = typed("evaluate", run).stdout
     expected = {row["model"]: float(row["mse"]) for row in csv.DictReader(open(run / "summary.csv"))}
     header, mse, *_ = table.splitlines()
     assert dict(zip(header.split(), map(float, mse.split()[-2:]))) == pytest.approx(expected, abs=.006)
 
 
-def test_evaluate_of_a_run_whose_images_are_gone(run, tmp_path):
-    assert refused(saaae("evaluate", run, cwd=tmp_path), 1, "neither photos64 nor stl10 nor a folder")
+def test_evaluate_of_a_run_whose_images_are_gone(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert refused(typed("evaluate", run), 1, "neither photos64 nor stl10 nor a folder")
 
 
 def test_reconstruct_at_a_rate(images, run, tmp_path):
     out = tmp_path / "out"
-    done = saaae("reconstruct", images, "--model", run, "--out", out, "--rate", 5)
+    done = typed("reconstruct", images, "--model", run, "--out", out, "--rate", 5)
     assert done.returncode == 0 and done.stdout.startswith("12 of 12 images"), done.stderr
     table = list(csv.DictReader(open(out / "reconstructions.csv")))
     assert {row["file"] for row in table} == {f"{p.relative_to(images)}.png" for p in images.rglob("*.png")}
@@ -87,31 +102,36 @@ def test_reconstruct_skips_what_is_no_image_and_says_so(images, run, tmp_path):
     folder = tmp_path / "mixed"
     folder.mkdir()
     (folder / "broken.png").write_bytes(b"no image")
-    assert saaae("reconstruct", folder, "--model", run, "--out", tmp_path / "none").returncode == 1
+    assert typed("reconstruct", folder, "--model", run, "--out", tmp_path / "none").returncode == 1
     Image.new("L", (64, 64), 9).save(folder / "grey.png")
-    done = saaae("reconstruct", folder, "--model", run, "--out", tmp_path / "out")
+    done = typed("reconstruct", folder, "--model", run, "--out", tmp_path / "out")
     assert done.returncode == 0 and "1 of 2 images" in done.stdout and "broken.png" in done.stderr
 
 
 def test_info_tells_the_run(run):
-    told = saaae("info", run).stdout
+    told = typed("info", run).stdout
     assert "seed      3" in told and "epoch 2 of 2" in told and "width = 2" in told and "saaae.safetensors" in told
     last = [r for r in csv.DictReader(open(run / "metrics.csv")) if r["model"] == "vae"][-1]
     assert f"MSE {float(last['mse']):.2f}" in told
 
 
-def test_wrong_input(images, run, tmp_path):
-    assert refused(saaae(), 2, "COMMAND")
-    assert refused(saaae("train"), 2, "--out")
-    assert refused(saaae("train", "--out", tmp_path / "x", "--widht", 3), 2, "unrecognized arguments: --widht")
-    assert refused(saaae("train", "--out", tmp_path / "x", "--width", "wide"), 1, "width must be a whole number")
-    assert refused(saaae("train", "--out", tmp_path / "x", "--dataset", tmp_path / "nowhere"), 1, "nor a folder")
+def test_a_refusal_reaches_the_shell(tmp_path):
     assert refused(saaae("info", tmp_path), 1, "not the folder of a run")
-    assert refused(saaae("evaluate", "photos65"), 1, "neither photos64 nor the folder of a run")
-    assert refused(saaae("reconstruct", images, "--model", run, "--out", images / "out"), 1, "--out must be outside")
-    assert refused(saaae("reconstruct", images, "--model", run, "--out", tmp_path / "out", "--which", "gan"), 1, "choose with --which")
-    assert refused(saaae("reconstruct", images, "--model", run, "--out", tmp_path / "out", "--rate", "many"), 2, "invalid float")
-    bad = saaae("reconstruct", images, "--model", run, "--out", tmp_path / "out", "--rate", -1)
+    assert refused(saaae("train"), 2, "--out")
+
+
+def test_wrong_input(images, run, tmp_path):
+    assert refused(typed(), 2, "COMMAND")
+    assert refused(typed("train"), 2, "--out")
+    assert refused(typed("train", "--out", tmp_path / "x", "--widht", 3), 2, "unrecognized arguments: --widht")
+    assert refused(typed("train", "--out", tmp_path / "x", "--width", "wide"), 1, "width must be a whole number")
+    assert refused(typed("train", "--out", tmp_path / "x", "--dataset", tmp_path / "nowhere"), 1, "nor a folder")
+    assert refused(typed("info", tmp_path), 1, "not the folder of a run")
+    assert refused(typed("evaluate", "photos65"), 1, "neither photos64 nor the folder of a run")
+    assert refused(typed("reconstruct", images, "--model", run, "--out", images / "out"), 1, "--out must be outside")
+    assert refused(typed("reconstruct", images, "--model", run, "--out", tmp_path / "out", "--which", "gan"), 1, "choose with --which")
+    assert refused(typed("reconstruct", images, "--model", run, "--out", tmp_path / "out", "--rate", "many"), 2, "invalid float")
+    bad = typed("reconstruct", images, "--model", run, "--out", tmp_path / "out", "--rate", -1)
     assert bad.returncode == 1 and "rate_bits must be at least 0" in bad.stderr and "Traceback" not in bad.stderr
 
 
@@ -120,6 +140,6 @@ def test_damaged_weights_are_named(run, tmp_path):
     copy.mkdir()
     for p in run.iterdir(): (copy / p.name).write_bytes(p.read_bytes())
     (copy / "vae.safetensors").write_bytes(b"damaged")
-    assert refused(saaae("evaluate", copy), 1, "cannot be read")
+    assert refused(typed("evaluate", copy), 1, "cannot be read")
     (copy / "vae.safetensors").unlink(), (copy / "saaae.safetensors").unlink()
-    assert refused(saaae("evaluate", copy), 1, "holds no trained model")
+    assert refused(typed("evaluate", copy), 1, "holds no trained model")

@@ -1,0 +1,76 @@
+"The package as others get it: sdist and wheel, installed where the checkout is not."
+import os, shutil, subprocess, sys, tarfile, zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = {f"saaae/pretrained/photos64/{name}" for name in (
+    "README.md", "run.json", "metrics.csv", "summary.csv", *(f"{m}/{f}" for m in ("vae", "saaae") for f in ("config.json", "model.safetensors")))}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    "The folder with the sdist, and the wheel that was built from it."
+    source, dist = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    tracked = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], check=True, capture_output=True, text=True).stdout.split("\0")[:-1]
+    for name in tracked:  # what a fresh clone has; of the bulky folders one file each is enough to see it left out
+        if name.startswith(("results/", "data/")) and name not in ("data/photos64/README.md", "results/quick/summary.md"): continue
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    run = subprocess.run([sys.executable, "-m", "build", "--no-isolation", "--outdir", dist, source], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
+    return dist
+
+
+@pytest.fixture(scope="module")
+def installed(built, tmp_path_factory):
+    "Runs a command line where only the installed wheel is importable, away from the checkout; returns the finished process."
+    target, away = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("away")
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", target, next(built.glob("*.whl"))], check=True, capture_output=True)
+    def run(*line): return subprocess.run([sys.executable, *map(str, line)], cwd=away, capture_output=True, text=True,
+                                          env=dict(os.environ, PYTHONPATH=str(target), HF_HUB_OFFLINE="1"))
+    where = run("-c", "import saaae; print(saaae.__file__)").stdout.strip()
+    assert where == str(target / "saaae" / "__init__.py")
+    run.command = target / "bin" / "saaae"
+    run.away = away
+    return run
+
+
+def test_wheel_has_the_package_and_nothing_else(built):
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as f: names = {n for n in f.namelist() if ".dist-info/" not in n}
+    modules = {f"saaae/{p.name}" for p in ROOT.glob("saaae/*.py")}
+    assert names == modules | SHIPPED | {"saaae/py.typed"}
+
+
+def test_sdist_has_what_the_wheel_needs_and_no_experiments(built):
+    with tarfile.open(next(built.glob("*.tar.gz"))) as f: names = {n.split("/", 1)[1] for n in f.getnames() if "/" in n}
+    assert names >= SHIPPED | {"setup.py", "settings.ini", "README.md", "LICENSE", "CHANGELOG.md", "saaae/py.typed"}
+    assert not [n for n in names if n.startswith(("tests", "nbs", "results", "data"))]
+
+
+def test_import_is_light(installed):
+    run = installed("-c", "import time, sys; t = time.perf_counter(); import saaae; print(time.perf_counter() - t, 'torch' in sys.modules)")
+    seconds, torch = run.stdout.split()
+    assert float(seconds) < 2 and torch == "False"
+
+
+def test_shipped_models_load_offline_and_the_name_is_not_a_folder_here(installed):
+    (installed.away / "photos64").mkdir(exist_ok=True)  # empty: loading it would fail
+    run = installed("-c", "from saaae.models import SAAAE, VAE; print([type(k.from_pretrained('photos64')).__name__ for k in (SAAAE, VAE)])")
+    assert run.returncode == 0 and run.stdout.endswith("['SAAAE', 'VAE']\n"), run.stderr
+
+
+def test_command_is_installed_and_works(installed):
+    assert installed(installed.command, "--version").stdout.startswith("saaae ")
+    told = installed(installed.command, "info", "photos64").stdout
+    assert "vae/model.safetensors" in told and "epoch 30 of 30" in told
+    (installed.away / "mine").mkdir()
+    for i in range(2): Image.new("RGB", (90, 70), (200 * i, 90, 30)).save(installed.away / "mine" / f"{i}.jpg")
+    done = installed(installed.command, "reconstruct", "mine", "--out", "rebuilt", "--rate", 40)
+    assert done.returncode == 0 and "2 of 2 images" in done.stdout and "40.0 bits" in done.stdout, done.stderr
+    assert {p.name for p in (installed.away / "rebuilt").iterdir()} == {"0.jpg.png", "1.jpg.png", "reconstructions.csv"}
+    lacking = installed(installed.command, "evaluate", "photos64")
+    assert lacking.returncode == 1 and lacking.stderr.count("\n") == 1 and "--dataset FOLDER" in lacking.stderr
+    assert installed(installed.command, "evaluate", "photos64", "--dataset", "mine").returncode == 0
