@@ -49,7 +49,7 @@ def described(
     path = folder/"run.json" if (folder/"run.json").exists() else folder/"config.json"
     try:
         content = json.loads(path.read_text())
-        return content | dict(config=content["config"])
+        return {k: content[k] for k in ("config", "git", "versions", "machine")}
     except (OSError, ValueError, KeyError, TypeError) as e: raise CommandError(f"{folder} is not the folder of a run: its {path.name} cannot be read.") from e
 
 def open_models(
@@ -61,7 +61,8 @@ def open_models(
     try:
         if folder.parent != PRETRAINED: return load_run(folder)
         cfg = configure(**config | dict(device="auto"))
-        return cfg, {kind.__name__.lower(): kind.from_pretrained(name).to(cfg.device).eval() for kind in (VAE, SAAAE)}
+        with redirect_stdout(None):  # the mixin prints that it loads
+            return cfg, {kind.__name__.lower(): kind.from_pretrained(name).to(cfg.device).eval() for kind in (VAE, SAAAE)}
     except (safetensors.SafetensorError, KeyError) as e: raise CommandError(f"The weights in {folder} cannot be read: {e}.") from e
     except RuntimeError as e:
         if isinstance(e, TrainingError): raise
