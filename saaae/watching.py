@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PANELS', 'PNG_END', 'TRACKERS', 'NothingYet', 'whole_rows', 'find_runs', 'name_runs', 'read_runs', 'colour',
-           'seed_band', 'draw_curve', 'draw_runs', 'newest_grid', 'View', 'watch', 'check_tracker', 'resumed_epoch',
-           'tracking']
+           'seed_band', 'draw_curve', 'draw_runs', 'png', 'newest_grid', 'View', 'watch', 'check_tracker',
+           'resumed_epoch', 'tracking']
 
 # %% ../nbs/19_watching.ipynb #cell-02
 import asyncio, csv, glob, io, math, os, re
@@ -69,11 +69,12 @@ def read_runs(
 ) -> tuple[pd.DataFrame, list[str]]:  # metrics of all with the columns curve and run in front; why others have none
     "The rows that all runs have so far; each model of each variant is a curve."
     tables, said, names = [pd.DataFrame(columns=["curve", "run", "model", "epoch"])], [], name_runs(folders)
+    alone = len(set(names.values())) == 1
     for folder, name in names.items():
         try: rows = whole_rows(folder)
         except NothingYet as e: said.append(str(e)); continue
-        curve = [m if m == Path(name).name and "/" not in name or len(set(names.values())) == 1 else name if m == Path(name).name else f"{name}: {m}" for m in rows.model]
-        tables.append(rows.assign(curve=curve, run=str(folder)))
+        label = lambda model: name if model == Path(name).name else model if alone else f"{name}: {model}"
+        tables.append(rows.assign(curve=rows.model.map(label), run=str(folder)))
     return pd.concat(tables[1:] or tables, ignore_index=True), said
 
 # %% ../nbs/19_watching.ipynb #cell-12
@@ -134,6 +135,12 @@ def draw_runs(
     handles, labels = fig.axes[0].get_legend_handles_labels()
     if handles: fig.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=min(len(labels), 6))
     return fig
+
+def png(fig: Figure) -> bytes:
+    "A figure as a PNG file, whatever matplotlib's backend."
+    file = io.BytesIO()
+    fig.savefig(file, dpi=90)
+    return file.getvalue()
 
 # %% ../nbs/19_watching.ipynb #cell-17
 PNG_END = b"IEND\xaeB`\x82"
@@ -199,9 +206,8 @@ class View:
         if self.rows is None: return
         key = (self.rows, self.shown.value, self.band.value)
         if self.key and self.key[0].equals(self.rows) and self.key[1:] == key[1:]: return
-        self.key, png = key, io.BytesIO()
-        draw_runs(self.rows, self.columns, self.band.value, self.shown.value).savefig(png, dpi=90)
-        self.curves.value = png.getvalue()
+        self.key = key
+        self.curves.value = png(draw_runs(self.rows, self.columns, self.band.value, self.shown.value))
 
     async def follow(self) -> None:
         "Look again and again; what goes wrong in one look is said, and the next may be better."
@@ -237,7 +243,7 @@ def watch(
     folders, unmatched = find_runs(runs)
     rows, said = read_runs(folders)
     for sentence in (*(f"Nothing matches {p} yet." for p in unmatched), *said): print(sentence)
-    if len(rows): display(draw_runs(rows, columns, band))
+    if len(rows): display(Image(png(draw_runs(rows, columns, band))))
     path, image = newest_grid(folders)
     if path: print(path); display(Image(image))
 
@@ -278,6 +284,6 @@ def tracking(
     options = dict(tensorboard=dict(purge_step=done + 1), wandb=dict(name=folder.name, dir=str(folder)))
     accelerator.init_trackers("tensorboard" if name == "tensorboard" else "saaae", config, {name: options[name]})
     def log(row):
-        accelerator.log({f"{row['model']}/{k}": v for k, v in row.items() if k not in ("model", "epoch")}, step=row["epoch"])
+        accelerator.log({f"{row['model']}/{k}": v for k, v in row.items() if k not in ("model", "epoch") and v == v}, step=row["epoch"])
     try: yield log
     finally: accelerator.end_training()
