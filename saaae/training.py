@@ -437,6 +437,7 @@ def train(
     evaluate: Callable[[nn.Module, int], dict] | None = None,  # (model, epoch) -> figures for its row in metrics.csv
     draw: Callable[[dict[str, nn.Module], int], None] | None = None,  # (models, epoch), at `grid_epochs`
     checkpoint_seconds: float = 60,   # the least time between checkpoints; 0: after every epoch
+    log: Callable[[dict], None] | None = None,  # given each row that goes to metrics.csv, for a tracker
 ) -> None:
     "Train the models and leave metrics, config and weights in `folder`; goes on from a checkpoint. Raises `TrainingError`."
     folder, images = Path(folder), images.to(cfg.device)
@@ -454,6 +455,7 @@ def train(
                     seconds = time.perf_counter() - start
                     if evaluate and cfg.evaluates(epoch): row |= evaluate(learner.model, epoch)
                     append_row(folder/"metrics.csv", row)
+                    if log: log(row)
                     speed = dict(seconds=round(seconds, 4), images_per_s=round(len(images) / seconds, 1))
                     append_row(folder/"speed.csv", dict(model=name, epoch=epoch) | speed)
                     bar.set_postfix_str(f"epoch {epoch}/{cfg.epochs}, {name} loss {row['train_loss']:.1f}", refresh=False)
