@@ -17,6 +17,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
 from .attention import ATTENTION
+from .data import DataError, load_weights
 from .reparameterization import AnchoredGaussian, TemperedGaussian, meet_rate, noise_gate, to_importance
 
 # %% ../nbs/03_models.ipynb #cell-05
@@ -101,6 +102,17 @@ class VAE(nn.Module, OnDemand, PyTorchModelHubMixin, library_name="saaae", licen
             self.latent_shape, self.encoder, head = (latent,), conv_encoder(width), partial(nn.Linear, 8 * width * (image_size // 16)**2, latent)
         self.image_size, self.to_mu, self.to_logvar = image_size, head(), head()
         self.decoder = spatial_decoder(width, image_size) if latent == "spatial" else conv_decoder(width, image_size, latent)
+
+    @classmethod
+    def _load_as_safetensor(cls, model: "VAE", model_file: str, map_location: str, strict: bool) -> "VAE":
+        "How `from_pretrained` reads weights. Raises `DataError`."
+        load_weights(model, model_file)
+        return model.to(map_location).eval()
+
+    @classmethod
+    def _load_as_pickle(cls, model: "VAE", model_file: str, map_location: str, strict: bool) -> "VAE":
+        "What `from_pretrained` does where there are no safetensors. Raises `DataError`."
+        raise DataError(f"{model_file} is a pickle, which can hold code: it is not opened. Save the model again as safetensors.")
 
     def encode(
         self,
