@@ -522,6 +522,7 @@ def train(
 ) -> None:
     "Train the models and leave metrics, config and weights in `folder`; goes on from a checkpoint. Raises `TrainingError`."
     folder, images = Path(folder), images.to(cfg.device)
+    if not len(images): raise TrainingError(f"{images.name} has no images to train on: choose another dataset or a larger train_images.")
     steps = cfg.epochs * math.ceil(len(images) / cfg.batch_size)
     learners = {name: Learner(model, cfg, steps) for name, model in models.items()}
     done = start_run(folder, learners, cfg)
