@@ -22,7 +22,7 @@ from PIL import Image
 
 from .data import DataError, Images, atomic_write, load_images, normalise, read_image
 from .models import SAAAE
-from .training import CHECKPOINT, Config, ConfigError, TrainingError, build_model, configure, load_run
+from .training import CHECKPOINT, PREVIOUS, Config, ConfigError, TrainingError, build_model, configure, load_run
 
 # %% ../nbs/15_compression.ipynb #cell-05
 LEVELS = tuple(2.**k for k in range(-10, 5))  # of t, that have tables
@@ -264,7 +264,7 @@ def load_codec(
     if path.is_file() and not (path.suffix == ".safetensors" and (path.parent/"config.json").exists()): return read_codec(path)
     folder = path if path.is_dir() else path.parent
     if not (folder/"config.json").exists(): raise CodecError(f"{path} is neither a codec file nor the folder of a run.")
-    names = [p.stem for p in (*folder.glob("*.safetensors"), *folder.glob("codec/*.safetensors")) if p.name != CHECKPOINT]
+    names = [p.stem for p in (*folder.glob("*.safetensors"), *folder.glob("codec/*.safetensors")) if p.name not in (CHECKPOINT, PREVIOUS)]
     name = path.stem if path.is_file() else "saaae" if "saaae" in names else next(iter(sorted(names)), "saaae")
     file, weights = folder/"codec"/f"{name}.safetensors", folder/f"{name}.safetensors"
     if file.exists() and not (weights.exists() and weights.stat().st_mtime > file.stat().st_mtime): return read_codec(file)

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'LABELS', 'corrupted_batches', 'evaluate_images', 'evaluate', 'average', 'overlay', 'plot_grid',
-           'published_curves', 'plot_curves', 'epochs_to_pass', 'summarise', 'to_markdown', 'save_summary']
+           'published_curves', 'plot_curves', 'save_figure', 'epochs_to_pass', 'summarise', 'to_markdown',
+           'save_summary']
 
 # %% ../nbs/05_evaluation.ipynb #cell-02
-import math
+import io, math
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -163,7 +164,17 @@ def plot_curves(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/05_evaluation.ipynb #cell-21
+# %% ../nbs/05_evaluation.ipynb #cell-18
+def save_figure(
+    fig: Figure,
+    path: Path,
+    **kwargs,    # of `Figure.savefig`
+) -> None:
+    "Write a figure, whole or not at all. Raises `OSError`."
+    fig.savefig(picture := io.BytesIO(), format=Path(path).suffix[1:], **kwargs)
+    atomic_write(path, picture.getvalue())
+
+# %% ../nbs/05_evaluation.ipynb #cell-24
 def epochs_to_pass(
     metrics: pd.DataFrame,  # metrics.csv
     target: float,          # an MSE
@@ -213,7 +224,7 @@ def to_markdown(
     first = summary.iloc[0]
     return "\n".join([*lines, "", f"Images: {first['images']}, {first['n']:,}. Epochs: {first['epochs']:,}."]) + "\n"
 
-# %% ../nbs/05_evaluation.ipynb #cell-24
+# %% ../nbs/05_evaluation.ipynb #cell-27
 def save_summary(summary: pd.DataFrame, folder: Path) -> None:
     "Write summary.csv and summary.md."
     atomic_write(Path(folder)/"summary.csv", summary.to_csv(index=False).encode())

@@ -18,6 +18,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
 from .attention import ATTENTION
+from .data import DataError, load_weights
 from .reparameterization import AnchoredGaussian, TemperedGaussian, meet_rate, noise_gate, to_importance
 
 # %% ../nbs/03_models.ipynb #cell-05
@@ -124,6 +125,17 @@ class VAE(nn.Module, OnDemand, PyTorchModelHubMixin, library_name="saaae", licen
     ) -> "VAE":            # of the class that is asked
         "A trained model, ready to use. Raises `ValueError` if the name ships, but not for this class."
         return super().from_pretrained(shipped(cls, name), **kwargs)
+
+    @classmethod
+    def _load_as_safetensor(cls, model: "VAE", model_file: str, map_location: str, strict: bool) -> "VAE":
+        "How `from_pretrained` reads weights. Raises `DataError`."
+        load_weights(model, model_file)
+        return model.to(map_location).eval()
+
+    @classmethod
+    def _load_as_pickle(cls, model: "VAE", model_file: str, map_location: str, strict: bool) -> "VAE":
+        "What `from_pretrained` does where there are no safetensors. Raises `DataError`."
+        raise DataError(f"{model_file} is a pickle, which can hold code: it is not opened. Save the model again as safetensors.")
 
     def encode(
         self,

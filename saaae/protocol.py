@@ -14,7 +14,7 @@ import pandas as pd
 import safetensors.torch
 import torch
 
-from .data import DataError, Images, atomic_write, stl10, stream_seed
+from .data import DataError, Images, atomic_write, load_weights, stl10, stream_seed
 from .evaluation import evaluate
 from .masks import evaluation_masks
 from .training import Config, build_model, save_weights, train
@@ -88,7 +88,7 @@ def read_test_once(
     test, rows = load_test(), []
     for name, (cfg, folder) in chosen.items():
         model = build_model(cfg)
-        model.load_state_dict(safetensors.torch.load_file(folder/"chosen.safetensors"))
+        load_weights(model, folder/"chosen.safetensors")
         hidden = evaluation_masks("patches", len(test), cfg.image_size)
         rows.append(dict(variant=name, images=test.name, n=len(test), sha256=test.sha256()) | evaluate(model, test, cfg, hidden=hidden))
     table = pd.DataFrame(rows)
