@@ -4,7 +4,11 @@
 # make precision   one model for all rates, regions: run what is missing of results/precision/ (an hour or two; can be stopped and continued)
 # make applications  inpainting, denoising, compression, conditional generation, and the tutorial of anchoring: train and measure what is missing
 #                  of results/applications/ (half an hour; can be stopped and continued)
-# make test        everything that CI runs
+# make models      train the models that ship again (minutes; can be stopped and continued), into saaae/pretrained/
+# make test        the tests, but for those over a minute
+# make test-slow   those over a minute; CI runs both
+# make explore     JupyterLab on the explorer: nothing to train, nothing to set
+# make watch       JupyterLab on the notebook that follows runs while they train
 # make lab         JupyterLab on the notebooks
 # make export      notebooks -> package, notebooks cleaned
 # make readme      fill the README's tables from results/
@@ -12,10 +16,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 NOTEBOOK := SAAAE_image_mask-linear.ipynb
 PAPERMILL := $(BIN)/papermill -k python3 --no-progress-bar --log-level ERROR --stdout-file /dev/stdout
+# JupyterLab refuses to run as root unless told; containers often are.
+JUPYTER := $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root)
 # Threads that wait give up their core sooner: no slower on an idle machine, far less slowed down by other work on a busy one.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: reproduce evidence verdict precision applications test lab export readme
+.PHONY: reproduce evidence verdict precision applications models test test-slow explore watch lab export readme
 
 .venv/installed: requirements.lock setup.py settings.ini
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
@@ -50,11 +56,25 @@ applications: .venv/installed
 		'echo "@ begins"; $(BIN)/papermill -k python3 --no-progress-bar --log-level ERROR nbs/@.ipynb results/applications/@.ipynb && echo "@ is done"'
 	@echo "results/applications has a table, a picture and an executed notebook for each."
 
+models: .venv/installed
+	@mkdir -p results/shipped
+	@$(PAPERMILL) nbs/shipped.ipynb results/shipped/shipped.ipynb
+	@echo "The models and their card are in saaae/pretrained/photos64."
+
 test: .venv/installed
-	@$(BIN)/python -m pytest -q tests
+	@$(BIN)/python -m pytest -q -m "not slow" tests
+
+test-slow: .venv/installed
+	@$(BIN)/python -m pytest -q -m slow tests
+
+explore: .venv/installed
+	@$(JUPYTER) nbs/explore.ipynb
+
+watch: .venv/installed
+	@$(JUPYTER) nbs/watch.ipynb
 
 lab: .venv/installed
-	@$(BIN)/jupyter lab nbs
+	@$(JUPYTER) nbs
 
 export: .venv/installed
 	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean

@@ -22,6 +22,10 @@ def rows(path):
     return list(csv.DictReader(open(path)))
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes a minute or more; `make test-slow` runs these alone")
+
+
 @pytest.fixture
 def checkout(tmp_path):
     "A copy of the repository with a miniature STL-10 in its official binary layout."
