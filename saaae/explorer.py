@@ -19,7 +19,7 @@ import ipywidgets as w
 import numpy as np
 import pandas as pd
 import torch
-from ipycanvas import Canvas, hold_canvas
+from ipycanvas import Canvas
 from PIL import Image, ImageDraw, ImageOps
 
 from .data import DataError, Images, atomic_write, find_images, normalise, read_image, stream_seed, to_unit
