@@ -20,6 +20,7 @@ extensions = ["sphinx.ext.autodoc", "sphinx.ext.viewcode", "myst_nb", "docments"
 exclude_patterns = ["_build", ".gitignore"]
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # so that links in outputs are followed, too
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
 suppress_warnings = ["mystnb.unknown_mime_type"]  # widgets of progress bars, which have a text beside them

@@ -7,7 +7,7 @@ from fastcore.docments import docments, empty
 def rst(text: str) -> str:
     "Comment or docstring, with code in single backticks, as reStructuredText."
     parts = re.split(r"`([^`]+)`", text)
-    return "".join(f"\\ ``{s}``\\ " if i % 2 else re.sub(r"([\\*_|`])", r"\\\1", s) for i, s in enumerate(parts))
+    return "".join(f"\\ ``{s}``\\ " if i % 2 else re.sub(r"([\\*_|`]|tcp(?=://))", r"\\\1", s) for i, s in enumerate(parts))
 
 def type_name(anno: object) -> str:
     "An annotation as one writes it."

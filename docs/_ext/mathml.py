@@ -6,7 +6,7 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.util.math import get_node_equation_number
 
 def mathml(formula: str, as_block: bool) -> str:
-    "Docutils's MathML; raises `MathError` for a command it does not know. Sizes of brackets are left to the browser."
+    "Docutils's MathML; raises `MathError` for a command that it does not know. Sizes of brackets are left to the browser."
     return tex2mathml(re.sub(r"\\[bB]igg?(?![a-z])", "", formula), as_block=as_block)
 
 def inline(self, node: nodes.math) -> None:
