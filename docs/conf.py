@@ -21,7 +21,7 @@ exclude_patterns = ["_build", ".gitignore"]
 nb_execution_mode = "off"
 nb_merge_streams = True
 nb_render_markdown_format = "myst"  # so that links in outputs are followed, too
-myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 myst_heading_anchors = 3
 suppress_warnings = ["mystnb.unknown_mime_type"]  # widgets of progress bars, which have a text beside them
 
@@ -37,4 +37,5 @@ html_css_files = ["site.css"]
 html_show_sphinx = False
 html_show_sourcelink = False
 html_copy_source = False
-html_theme_options = {"show_prev_next": False, "navigation_with_keys": False, "secondary_sidebar_items": ["page-toc"]}
+html_sidebars = {page: [] for page in ("index", "tutorial", "method", "verdict", "compare", "about", "_repo/README")}
+html_theme_options = {"header_links_before_dropdown": 6, "show_prev_next": False, "navigation_with_keys": False, "secondary_sidebar_items": ["page-toc"]}

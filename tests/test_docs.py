@@ -79,6 +79,19 @@ def test_reference_shows_shapes(site):
     assert "importance [b, ...] in [0, 1]" in re.sub(r"\s+", " ", gaussian)  # a function's
     assert (site/"_modules/saaae/models.html").exists()  # the source
 
+def test_formulas_are_as_written(site):
+    text = (site/"method.html").read_text(encoding="utf-8")
+    assert r"\tfrac" not in text
+    assert re.search(r"<mfrac[^>]*>(\s|</?mrow>|</?mstyle[^>]*>)*<mn>1</mn>(\s|</?mrow>)*<mn>2</mn>", text)  # the half of the leak
+
+def test_what_is_said_of_pythae_is_so():
+    "The counts of docs/compare.md, from the installed package."
+    import pythae.models, pythae.samplers
+    count = lambda module, base: sum(isinstance(c, type) and issubclass(c, base) and c is not base for c in vars(module).values())
+    text = (ROOT/"docs/compare.md").read_text(encoding="utf-8")
+    assert f"{count(pythae.models, pythae.models.BaseAE)}, from AE" in text
+    assert count(pythae.samplers, pythae.samplers.BaseSampler) == 10 and "ten samplers" in text
+
 def test_every_module_has_a_page(site):
     modules = {p.stem for p in (ROOT/"saaae").glob("*.py") if p.stem[0] != "_"}
     assert not [m for m in modules if f'id="saaae.{m}' not in re.sub("module-", "", (site/f"api/{m}.html").read_text(encoding="utf-8"))]

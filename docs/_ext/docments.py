@@ -26,13 +26,15 @@ def table(obj: object) -> list[str]:
     if inspect.isclass(obj) or back and back["anno"] in (empty, None) and not back["docment"]: back = None
     if not given and not back: return []
     code = lambda s: f"``{s}``" if s else ""
-    rows = row("parameter", "type", "default", "what it is")
+    rows = [("parameter", "type", "default", "what it is")]
     for name, p in given.items():
         star = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(p["kind"], "")
         default = "" if p["default"] is empty else getattr(p["default"], "__name__", None) or repr(p["default"])
-        rows += row(code(star + name), code(type_name(p["anno"])), code(default if len(default) < 60 else "..."), rst(p["docment"] or ""))
-    if back: rows += row("*returns*", code(type_name(back["anno"])), "", rst(back["docment"] or ""))
-    return ["", ".. list-table::", "   :header-rows: 1", "   :class: docments", "   :widths: auto", "", *rows, ""]
+        rows.append((code(star + name), code(type_name(p["anno"])), code(default if len(default) < 60 else "..."), rst(p["docment"] or "")))
+    if back: rows.append(("*returns*", code(type_name(back["anno"])), "", rst(back["docment"] or "")))
+    filled = [i for i in range(4) if any(r[i] for r in rows[1:])]  # a column with nothing in it is left out
+    lines = [line for r in rows for line in row(*(r[i] for i in filled))]
+    return ["", ".. list-table::", "   :header-rows: 1", "   :class: docments", "   :widths: auto", "", *lines, ""]
 
 def process(app, what: str, name: str, obj: object, options, lines: list[str]) -> None:
     "Autodoc's event: escape the docstring, and add the table."
@@ -42,6 +44,11 @@ def process(app, what: str, name: str, obj: object, options, lines: list[str]) -
     lines[:] = [rst(line) for line in lines]
     if what in ("function", "method") or what == "class" and "__init__" in vars(obj): lines += table(obj)
 
+def skip(app, what: str, name: str, obj: object, skipped: bool, options) -> bool | None:
+    "Autodoc's event: leave out the fields of dataclasses, which the table of the class has."
+    return True if what == "class" and not (inspect.isroutine(obj) or isinstance(obj, (property, type))) else None
+
 def setup(app) -> dict:
+    app.connect("autodoc-skip-member", skip)
     app.connect("autodoc-process-docstring", process)
     return dict(parallel_read_safe=True, parallel_write_safe=True)

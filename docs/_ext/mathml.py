@@ -6,8 +6,9 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.util.math import get_node_equation_number
 
 def mathml(formula: str, as_block: bool) -> str:
-    "Docutils's MathML; raises `MathError` for a command that it does not know. Sizes of brackets are left to the browser."
-    return tex2mathml(re.sub(r"\\[bB]igg?(?![a-z])", "", formula), as_block=as_block)
+    "Docutils's MathML, without what it cannot read: sizes of brackets, and fractions without braces. Raises `MathError` for an unknown command."
+    braced = re.sub(r"(\\[td]?frac)\s*(\d)\s*(\d)", r"\1{\2}{\3}", formula)
+    return tex2mathml(re.sub(r"\\[bB]igg?(?![a-z])", "", braced), as_block=as_block)
 
 def inline(self, node: nodes.math) -> None:
     self.body.append(mathml(node.astext(), False))

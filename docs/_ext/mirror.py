@@ -44,12 +44,12 @@ def links(
     return LINK.sub(follow, text)
 
 def notebook(path: Path, turn: Callable[[str], str]) -> str:
-    "A notebook with `language_info`, which `nbdev_clean` strips and without which no cell is highlighted; its widgets' state is left out."
+    "A notebook with `language_info`, which `nbdev_clean` strips and without which no cell is highlighted; widgets and directives to nbdev are left out."
     nb = json.loads(path.read_text(encoding="utf-8"))
     nb["metadata"] = {"kernelspec": nb["metadata"]["kernelspec"], "language_info": LANGUAGE}
     for cell in nb["cells"]:
         cell["metadata"] = {}
-        if cell["cell_type"] == "markdown": cell["source"] = turn("".join(cell["source"]))
+        if cell["cell_type"] == "markdown": cell["source"] = turn(re.sub(r"^- skip_exec: true\n?", "", "".join(cell["source"]), flags=re.M))
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             data.pop("application/vnd.jupyter.widget-view+json", None)
