@@ -10,6 +10,7 @@ import torch
 from einops import rearrange, repeat
 from einops.layers.torch import Rearrange
 from torch import nn
+from torch.nn import functional as F
 
 # %% ../nbs/01_attention.ipynb #cell-05
 def stretch(
@@ -30,17 +31,34 @@ class LinearAttention(nn.Module):
         super().__init__()
         self.attend = nn.MultiheadAttention(image_size**2, 1, batch_first=True)
         self.score = nn.Sequential(nn.Linear(3 * image_size**2, latent), nn.SiLU())
+        self.latent = latent
 
     def tokens(self, x: torch.Tensor) -> torch.Tensor:
         "What attention makes of the channels, `[b, 3, h*w]`."
         t = rearrange(x, "b c h w -> b c (h w)").contiguous()
         return self.attend(t, t, t, need_weights=False)[0]
 
+    def folded(self, x: torch.Tensor) -> torch.Tensor:
+        "The same scores before the SiLU, `[b, latent]`, by the cheaper way for batches larger than `latent`."
+        t = rearrange(x, "b c h w -> b c (h w)").contiguous()
+        W_q, W_k, W_v = self.attend.in_proj_weight.chunk(3)
+        b_q, _, b_v = self.attend.in_proj_bias.chunk(3)
+        to_first = t[:, 1:] - t[:, :1]
+        q, k = F.linear(t, W_q, b_q), F.linear(to_first, W_k)
+        weights = F.pad(q @ k.mT / t.shape[2]**.5, (1, 0)).softmax(-1)
+        mixed = t[:, :1] + weights[..., 1:] @ to_first
+        S = rearrange(self.score[0].weight, "l (c n) -> (l c) n", c=3)
+        SO = S @ self.attend.out_proj.weight
+        SOV = rearrange(SO @ W_v, "(l c) n -> l (c n)", c=3)
+        constant = rearrange(SO @ b_v + S @ self.attend.out_proj.bias, "(l c) -> l c", c=3).sum(1)
+        return F.linear(rearrange(mixed, "b c n -> b (c n)"), SOV, constant + self.score[0].bias)
+
     def forward(
         self,
         x: torch.Tensor,  # `[b, 3, h, w]` in [-1, 1]
     ) -> torch.Tensor:    # scores `[b, latent]`
         "One score a latent dimension."
+        if len(x) > self.latent: return self.score[1](self.folded(x))
         return self.score(rearrange(self.tokens(x), "b c n -> b (c n)"))
 
     def map(
@@ -50,7 +68,7 @@ class LinearAttention(nn.Module):
         "The attention output in the shape of the image, stretched to [0, 1] for each image."
         return stretch(rearrange(self.tokens(x), "b c (h w) -> b c h w", h=x.shape[2]))
 
-# %% ../nbs/01_attention.ipynb #cell-13
+# %% ../nbs/01_attention.ipynb #cell-17
 class PatchAttention(nn.Module):
     "Importance scores from multi-head self-attention among image patches with learned positions."
     def __init__(
@@ -90,5 +108,5 @@ class PatchAttention(nn.Module):
         received = self.tokens(x, weights=True)[1].mean(1)
         return stretch(repeat(received, "b (h w) -> b 1 (h p) (w q)", h=x.shape[2] // self.patch, p=self.patch, q=self.patch))
 
-# %% ../nbs/01_attention.ipynb #cell-20
+# %% ../nbs/01_attention.ipynb #cell-24
 ATTENTION = {"linear": LinearAttention, "patch": PatchAttention}

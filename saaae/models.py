@@ -25,14 +25,14 @@ from .reparameterization import AnchoredGaussian, TemperedGaussian, meet_rate, n
 def conv_encoder(width: int) -> nn.Sequential:
     "`[b, 3, h, h]` -> `[b, 8*width*(h/16)^2]`: four convolutions that halve the image."
     channels, layers = (3, width, 2 * width, 4 * width, 8 * width), []
-    for c_in, c_out in zip(channels, channels[1:]): layers += [nn.Conv2d(c_in, c_out, 4, stride=2, padding=1), nn.ReLU()]
+    for c_in, c_out in zip(channels, channels[1:]): layers += [nn.Conv2d(c_in, c_out, 4, stride=2, padding=1), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, nn.Flatten())
 
 def conv_decoder(width: int, image_size: int, latent: int) -> nn.Sequential:
     "`[b, latent]` -> `[b, 3, h, h]` in [-1, 1]: a linear layer, four transposed convolutions that double the image, tanh."
     side, channels = image_size // 16, (8 * width, 4 * width, 2 * width, width, 3)
     layers = [nn.Linear(latent, 8 * width * side**2), Rearrange("b (c h w) -> b c h w", h=side, w=side)]
-    for c_in, c_out in zip(channels, channels[1:]): layers += [nn.ConvTranspose2d(c_in, c_out, 4, stride=2, padding=1), nn.ReLU()]
+    for c_in, c_out in zip(channels, channels[1:]): layers += [nn.ConvTranspose2d(c_in, c_out, 4, stride=2, padding=1), nn.ReLU(inplace=True)]
     layers[-1] = nn.Tanh()
     return nn.Sequential(*layers)
 
@@ -44,14 +44,14 @@ def spatial_encoder(width: int, image_size: int) -> nn.Sequential:
     channels = [3, *(width * min(2**i, 4) for i in range(int(math.log2(image_size // PLACES))))]
     layers = [nn.Conv2d(c_in, c_out, 4, stride=2, padding=1) for c_in, c_out in zip(channels, channels[1:])]
     layers += [nn.Conv2d(c_in, 4 * width, 3, padding=1) for c_in in (channels[-1], 4 * width)]
-    return nn.Sequential(*(m for layer in layers for m in (layer, nn.ReLU())))
+    return nn.Sequential(*(m for layer in layers for m in (layer, nn.ReLU(inplace=True))))
 
 def spatial_decoder(width: int, image_size: int) -> nn.Sequential:
     "`[b, 2, 8, 8]` -> `[b, 3, h, h]` in [-1, 1]: the same way back, ending in a tanh."
     channels = [*(width * min(2**i, 4) for i in reversed(range(1, int(math.log2(image_size // PLACES))))), 3]
     layers = [nn.Conv2d(c_in, 4 * width, 3, padding=1) for c_in in (CHANNELS, 4 * width)]
     layers += [nn.ConvTranspose2d(c_in, c_out, 4, stride=2, padding=1) for c_in, c_out in zip([4 * width, *channels], channels)]
-    return nn.Sequential(*[m for layer in layers for m in (layer, nn.ReLU())][:-1], nn.Tanh())
+    return nn.Sequential(*[m for layer in layers for m in (layer, nn.ReLU(inplace=True))][:-1], nn.Tanh())
 
 # %% ../nbs/03_models.ipynb #cell-11
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['CHOICES', 'RANGES', 'WORDS', 'PRESETS', 'PACKAGES', 'CHECKPOINT', 'PREVIOUS', 'FORMAT', 'ConfigError', 'Config',
            'check_field', 'check_device', 'configure', 'notebook_parameters', 'run_folder', 'build_model',
-           'build_models', 'Learner', 'TrainingError', 'objective', 'draw_precision', 'multirate_objective',
-           'mask_stream', 'generator', 'rewind_bank', 'train_epoch', 'git_state', 'describe_run', 'append_row',
-           'rows_until', 'cut_rows', 'rows_sha256', 'save_checkpoint', 'differing', 'refuse_other', 'read_checkpoint',
-           'load_checkpoint', 'read_config', 'sole', 'alone', 'start_run', 'kept', 'out_of_room', 'save_weights',
-           'train', 'load_run', 'trained']
+           'build_models', 'reuse_memory', 'Learner', 'TrainingError', 'objective', 'draw_precision',
+           'multirate_objective', 'mask_stream', 'generator', 'rewind_bank', 'train_epoch', 'git_state', 'describe_run',
+           'append_row', 'rows_until', 'cut_rows', 'rows_sha256', 'save_checkpoint', 'differing', 'refuse_other',
+           'read_checkpoint', 'load_checkpoint', 'read_config', 'sole', 'alone', 'start_run', 'kept', 'out_of_room',
+           'save_weights', 'train', 'load_run', 'trained']
 
 # %% ../nbs/04_training.ipynb #cell-02
-import ast, csv, difflib, fcntl, hashlib, json, math, os, platform, socket, subprocess, sys, time
+import ast, csv, ctypes, difflib, fcntl, hashlib, json, math, os, platform, socket, subprocess, sys, time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -214,6 +214,14 @@ def build_models(
     "The two models of the main comparison: the config's, and the same without a gate."
     return dict(vae=build_model(replace(cfg, gate="off", gate_value=None)), saaae=build_model(cfg))
 
+def reuse_memory() -> None:
+    "Have the C library keep what is freed for the next step, rather than give it back to the kernel and fetch it anew each time (glibc; elsewhere nothing is done)."
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"): return
+    M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
 class Learner:
     "A model with the optimiser and the schedule that train it, and their state as tensors and JSON."
     def __init__(
@@ -222,6 +230,7 @@ class Learner:
         cfg: Config,
         steps: int,  # optimiser steps of the whole run, for the schedule
     ):
+        reuse_memory()
         self.model = model
         self.optimizer = torch.optim.Adam(model.parameters(), cfg.lr, fused=True)
         schedules = torch.optim.lr_scheduler
