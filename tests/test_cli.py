@@ -140,6 +140,6 @@ def test_damaged_weights_are_named(run, tmp_path):
     copy.mkdir()
     for p in run.iterdir(): (copy / p.name).write_bytes(p.read_bytes())
     (copy / "vae.safetensors").write_bytes(b"damaged")
-    assert refused(typed("evaluate", copy), 1, "cannot be read")
+    assert refused(typed("evaluate", copy), 1, "vae.safetensors is damaged")
     (copy / "vae.safetensors").unlink(), (copy / "saaae.safetensors").unlink()
     assert refused(typed("evaluate", copy), 1, "holds no trained model")
