@@ -34,6 +34,9 @@ train(build_models(cfg), load_images(cfg.dataset, "train", 16, 16), cfg, folder,
 """
 
 
+class InterruptedRun(Exception): pass
+
+
 def pixels(png):
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
@@ -169,9 +172,9 @@ def test_live_view_runs_on_the_kernel_s_own_loop(tmp_path):
 def toy(folder, tracker=None, cfg=TOY, stop_after=None):
     "Train the toy; with `stop_after`, fail once that epoch is drawn."
     def draw(models, epoch):
-        if epoch == stop_after: raise InterruptedError
+        if epoch == stop_after: raise InterruptedRun
     evaluate = lambda model, epoch: dict(mse=float(model.to_mu.weight.detach().abs().sum()))
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(InterruptedError), tracking(tracker, folder, cfg) as log:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(InterruptedRun), tracking(tracker, folder, cfg) as log:
         train(build_models(cfg), load_images(cfg.dataset, "train", 16, 16), cfg, folder, evaluate, draw, checkpoint_seconds=0, log=log)
 
 
