@@ -17,12 +17,12 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import safetensors
 from IPython.display import Image, display
 from matplotlib.figure import Figure
 
+from .data import DataError
 from .evaluation import COLOURS
-from .training import CHECKPOINT, Config, ConfigError
+from .training import CHECKPOINT, PREVIOUS, Config, ConfigError, read_checkpoint
 
 # %% ../nbs/19_watching.ipynb #cell-06
 class NothingYet(ValueError):
@@ -261,9 +261,10 @@ def check_tracker(
 
 def resumed_epoch(folder: Path) -> int:
     "The epoch that a run in this folder goes on from; 0 for a fresh one."
-    try:
-        with safetensors.safe_open(Path(folder)/CHECKPOINT, "pt") as f: return int(f.metadata()["epoch"])
-    except (OSError, safetensors.SafetensorError, KeyError, TypeError): return 0  # none, or one that `train` refuses
+    for name in (CHECKPOINT, PREVIOUS):
+        try: return read_checkpoint(Path(folder)/name)[1]["epoch"]
+        except DataError: continue  # none, or one that `train` refuses
+    return 0
 
 @contextmanager
 def tracking(

@@ -207,7 +207,7 @@ def test_tensorboard_gets_what_metrics_csv_gets(tmp_path):
     assert logged(tmp_path / "stopped") == written(tmp_path / "run")
 
     # afresh in the same folder: the earlier run is gone there too
-    for path in (tmp_path / "run").glob("*.safetensors"): path.unlink()
+    for path in (*(tmp_path / "run").glob("*.safetensors"), tmp_path / "run" / "config.json"): path.unlink()
     other = replace(cfg, seed=1, epochs=2)
     toy(tmp_path / "run", "tensorboard", other)
     assert logged(tmp_path / "run") == written(tmp_path / "run") and {e for _, _, e, _ in logged(tmp_path / "run")} == {1, 2}
