@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOPS', 'GROWTH', 'Published', 'loss_difference', 'Pictures', 'hide', 'straight_line', 'resized', 'pythae_trainer',
-           'ours', 'cuda_ready', 'work', 'Turns', 'matmul_rate', 'machine', 'compare', 'summary', 'grow',
+           'ours', 'cuda_ready', 'peak_bytes', 'work', 'Turns', 'matmul_rate', 'machine', 'compare', 'summary', 'grow',
            'seconds_to_first_step']
 
 # %% ../nbs/21_benchmark.ipynb #cell-02
@@ -168,6 +168,12 @@ def cuda_ready(device: str) -> None:
     "Wait for a CUDA device to have done what it was told."
     if device.startswith("cuda"): torch.cuda.synchronize(device)
 
+def peak_bytes(device: str) -> int:
+    "The most memory that this process has held: on its CUDA device, else resident."
+    if device.startswith("cuda"): return torch.cuda.max_memory_allocated(device)
+    if os.path.exists("/proc/self/status"): return 1024 * int(re.search(r"VmHWM:\s*(\d+)", open("/proc/self/status").read())[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
 def work() -> None:
     "The program of a loop's process: a job as JSON on stdin, then an epoch for each further line; answers are JSON."
     answers = os.fdopen(os.dup(1), "w")
@@ -185,8 +191,7 @@ def work() -> None:
         epoch()
         cuda_ready(cfg.device)
         seconds = time.perf_counter() - begun
-        peak = torch.cuda.max_memory_allocated(cfg.device) if cfg.device.startswith("cuda") else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        say(images_per_s=job["images"] / seconds, peak_mb=peak / 1e6)
+        say(images_per_s=job["images"] / seconds, peak_mb=peak_bytes(cfg.device) / 1e6)
 
 class Turns:
     "A loop in a process of its own. Raises `RuntimeError` with its last words if it fails."
