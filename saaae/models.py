@@ -137,13 +137,21 @@ class VAE(nn.Module, OnDemand, PyTorchModelHubMixin, library_name="saaae", licen
         "What `from_pretrained` does where there are no safetensors. Raises `DataError`."
         raise DataError(f"{model_file} is a pickle, which can hold code: it is not opened. Save the model again as safetensors.")
 
+    def heads(
+        self,
+        features: torch.Tensor,                # of the encoder
+    ) -> tuple[torch.Tensor, torch.Tensor]:    # mu and logvar
+        "The posterior's parameters, in the weights' own precision also where the networks compute in less (autocast)."
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.to(self.to_mu.weight.dtype)
+            return self.to_mu(features), self.to_logvar(features)
+
     def encode(
         self,
         x: torch.Tensor,                       # `[b, 3, h, h]` in [-1, 1]
     ) -> tuple[torch.Tensor, torch.Tensor]:    # mu and logvar, `[b, latent]` or `[b, 2, 8, 8]` each
         "The parameters of the posterior before any gate."
-        features = self.encoder(x)
-        return self.to_mu(features), self.to_logvar(features)
+        return self.heads(self.encoder(x))
 
     def decode(
         self,
@@ -277,7 +285,7 @@ class Conditioned(SAAAE):
         t = torch.as_tensor(1. if t is None else t, device=x.device).expand(len(x), 1)
         (scale_in, shift_in), (scale_out, shift_out) = (network(t.log() / 2).chunk(2, 1) for network in self.tell)
         features = self.encoder(x) * (1 + scale_in) + shift_in
-        posterior = self.anchored(self.to_mu(features), self.to_logvar(features), x, generator)
+        posterior = self.anchored(*self.heads(features), x, generator)
         if self.tempers: posterior = posterior.temper(t, hold_mean)
         z = posterior.sample(generator) if sample else posterior.mode()
         return self.decoder[1:](self.decoder[0](z) * (1 + scale_out) + shift_out), posterior
@@ -306,7 +314,7 @@ class ClassConditional(SAAAE):
         "q(z | x, y)."
         scale, shift = self.tell[0](y).chunk(2, 1)
         features = self.encoder(x) * (1 + scale) + shift
-        return self.anchored(self.to_mu(features), self.to_logvar(features), x, generator)
+        return self.anchored(*self.heads(features), x, generator)
 
     def decode(
         self,

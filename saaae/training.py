@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['CHOICES', 'RANGES', 'WORDS', 'PRESETS', 'PACKAGES', 'CHECKPOINT', 'PREVIOUS', 'FORMAT', 'ConfigError', 'Config',
            'check_field', 'check_device', 'configure', 'notebook_parameters', 'run_folder', 'build_model',
-           'build_models', 'reuse_memory', 'Learner', 'TrainingError', 'objective', 'draw_precision',
-           'multirate_objective', 'mask_stream', 'generator', 'rewind_bank', 'train_epoch', 'git_state', 'describe_run',
-           'append_row', 'rows_until', 'cut_rows', 'rows_sha256', 'save_checkpoint', 'differing', 'refuse_other',
-           'read_checkpoint', 'load_checkpoint', 'read_config', 'sole', 'alone', 'start_run', 'kept', 'out_of_room',
-           'save_weights', 'train', 'load_run', 'trained']
+           'build_models', 'reuse_memory', 'compile_parts', 'float32_as', 'Learner', 'TrainingError', 'objective',
+           'draw_precision', 'multirate_objective', 'mask_stream', 'generator', 'rewind_bank', 'train_epoch',
+           'git_state', 'describe_run', 'append_row', 'rows_until', 'cut_rows', 'rows_sha256', 'save_checkpoint',
+           'differing', 'refuse_other', 'read_checkpoint', 'load_checkpoint', 'read_config', 'sole', 'alone',
+           'start_run', 'kept', 'out_of_room', 'save_weights', 'train', 'load_run', 'trained']
 
 # %% ../nbs/04_training.ipynb #cell-02
 import ast, csv, ctypes, difflib, fcntl, hashlib, json, math, os, platform, socket, subprocess, sys, time
@@ -85,6 +85,8 @@ class Config:
     # the run
     seed: int = 42
     device: str = "auto"             # auto, cpu, cuda, cuda:1, ...
+    arithmetic: str = "float32"      # of training: float32, tf32 (CUDA only) or bf16; figures are always in float32
+    compile: bool = False            # encoder, decoder and attention by torch.compile: a minute at the start, for long runs; on CUDA as graphs
     eval_every: int = 100            # epochs from one evaluation to the next, counted from the first
     grid_epochs: tuple[int, ...] = (*range(1, 3000, 100), 3000)  # epochs whose reconstructions are drawn
 
@@ -105,6 +107,7 @@ class Config:
         object.__setattr__(self, "grid_epochs", tuple(sorted(set(self.grid_epochs))))
         if self.device == "auto": object.__setattr__(self, "device", "cuda" if torch.cuda.is_available() else "cpu")
         check_device(self.device)
+        if self.arithmetic == "tf32" and not self.device.startswith("cuda"): raise ConfigError(f"arithmetic 'tf32' goes with a CUDA device, not with {self.device!r}.")
 
     @property
     def corruption(self) -> Corruption:
@@ -117,7 +120,7 @@ class Config:
 
 # %% ../nbs/04_training.ipynb #cell-08
 CHOICES = dict(trains=("everything", "decoder"), aim=tuple(AIMS), multirate=("tempered", "conditioned", "both"), attention=tuple(ATTENTION), scope=SCOPES, gate=GATES, kl=KL_KINDS, decoder_variance=("fixed", "optimal"),
-               schedule=("constant", "one-cycle"))
+               arithmetic=("float32", "tf32", "bf16"), schedule=("constant", "one-cycle"))
 RANGES = dict(
     image_size=(16, 1024), train_images=(1, None), test_images=(1, None), patches=(0, 4096), patch_size=(1, None), noise_std=(0, 10),
     t_range=(1, 1e6), balance=(0, 1), width=(1, 1024), latent=(1, 65536), floor=(0, 1), gate_value=(0, 1), beta=(0, None), epochs=(1, None), batch_size=(1, None), lr=(1e-8, 1),
@@ -222,6 +225,22 @@ def reuse_memory() -> None:
     libc.mallopt(M_MMAP_MAX, 0)
     libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
+def compile_parts(model: nn.Module, cfg: Config) -> None:
+    "Have torch.compile make the networks of a model faster, in place: the names of its weights stay."
+    for name in ("encoder", "decoder", "attention"):
+        if part := getattr(model, name, None): part.compile(dynamic=False, mode="reduce-overhead" if cfg.device.startswith("cuda") else None)
+
+@contextmanager
+def float32_as(cfg: Config) -> Iterator[None]:
+    "float32 as the config says: exact also where torch would take TF32 (convolutions on CUDA), or TF32 everywhere."
+    matmul, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if cfg.arithmetic == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = cfg.arithmetic == "tf32"
+    try: yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
 class Learner:
     "A model with the optimiser and the schedule that train it, and their state as tensors and JSON."
     def __init__(
@@ -231,6 +250,7 @@ class Learner:
         steps: int,  # optimiser steps of the whole run, for the schedule
     ):
         reuse_memory()
+        if cfg.compile: compile_parts(model, cfg)
         self.model = model
         self.optimizer = torch.optim.Adam(model.parameters(), cfg.lr, fused=True)
         schedules = torch.optim.lr_scheduler
@@ -331,29 +351,31 @@ def train_epoch(
     masks, (pixel_noise, noise, precision) = mask_stream(cfg, epoch, len(images)), (generator(cfg, s, epoch) for s in ("pixel noise", "noise", "precision"))
     lr, steps = learner.optimizer.param_groups[0]["lr"], []
     order = images, cfg.batch_size, cfg.seed, epoch
-    for step, (x, y) in enumerate(zip(batches(*order), label_batches(*order))):
-        x = x.contiguous(memory_format=torch.channels_last)
-        rewind_bank(noise, cfg, step)
-        corrupted, hidden = cfg.corruption(x, masks, pixel_noise)
-        t = draw_precision(cfg, len(x), precision)
-        x_hat, posterior = learner.model(corrupted, noise, t=t, hold_mean=cfg.hold_mean, **dict(y=y) if cfg.classes else {})
-        error, kl = (x_hat - x).square(), posterior.kl(cfg.kl)
-        if cfg.aim != "everything": error = error * aim_weights(cfg.aim, x, hidden)
-        sse, kls = error.sum(), kl.sum()
-        loss = objective(cfg, sse, kls, x.numel()) if t is None else multirate_objective(cfg, error.sum(1, keepdim=True), kl, t)
-        learner.optimizer.zero_grad()
-        loss.backward()
-        learner.optimizer.step()
-        learner.scheduler.step()
-        steps.append(torch.stack([loss, sse, kls]).detach())
-        if bar is not None: bar.update(len(x))
+    with float32_as(cfg):
+        for step, (x, y) in enumerate(zip(batches(*order), label_batches(*order))):
+            x = x.contiguous(memory_format=torch.channels_last)
+            rewind_bank(noise, cfg, step)
+            corrupted, hidden = cfg.corruption(x, masks, pixel_noise)
+            t = draw_precision(cfg, len(x), precision)
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=cfg.arithmetic == "bf16"):
+                x_hat, posterior = learner.model(corrupted, noise, t=t, hold_mean=cfg.hold_mean, **dict(y=y) if cfg.classes else {})
+            error, kl = (x_hat - x).square(), posterior.kl(cfg.kl)
+            if cfg.aim != "everything": error = error * aim_weights(cfg.aim, x, hidden)
+            sse, kls = error.sum(), kl.sum()
+            loss = objective(cfg, sse, kls, x.numel()) if t is None else multirate_objective(cfg, error.sum(1, keepdim=True), kl, t)
+            learner.optimizer.zero_grad()
+            loss.backward()
+            learner.optimizer.step()
+            learner.scheduler.step()
+            steps.append(torch.stack([loss, sse, kls]).detach())
+            if bar is not None: bar.update(len(x))
     losses = torch.stack(steps).double().cpu()  # read once an epoch: no waiting for the device in between
     for step, loss in enumerate(losses[:, 0].tolist(), 1):
         if not math.isfinite(loss): raise TrainingError(f"The loss is {loss} at epoch {epoch}, step {step}")
     loss, sse, kl = (losses.sum(0) / len(images)).tolist()
     return dict(epoch=epoch, lr=lr, train_loss=loss, train_mse=sse / 4, train_kl_charged_nats=kl)
 
-# %% ../nbs/04_training.ipynb #cell-33
+# %% ../nbs/04_training.ipynb #cell-35
 PACKAGES = ("torch", "torchvision", "torchmetrics", "einops", "numpy", "pillow", "safetensors")
 
 def git_state() -> dict:
@@ -390,7 +412,7 @@ def cut_rows(path: Path, epoch: int) -> None:
     except (ValueError, IndexError) as e: raise TrainingError(f"{path} is damaged ({e}): delete {path.parent} or choose another folder (out) to start afresh.") from e
     atomic_write(path, rows)
 
-# %% ../nbs/04_training.ipynb #cell-35
+# %% ../nbs/04_training.ipynb #cell-37
 CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 FORMAT = 2  # of a checkpoint; 1 had no hash
 
@@ -450,7 +472,7 @@ def load_checkpoint(path: Path, learners: dict[str, Learner], cfg: Config) -> in
     return 0
 
 
-# %% ../nbs/04_training.ipynb #cell-37
+# %% ../nbs/04_training.ipynb #cell-39
 def read_config(folder: Path) -> dict:
     "The fields of the config of a run folder. Raises `TrainingError` if it cannot be read."
     path = Path(folder)/"config.json"
@@ -518,7 +540,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
     "A model's weights as safetensors."
     save_tensors(path, {k: v.cpu().contiguous() for k, v in model.state_dict().items()})
 
-# %% ../nbs/04_training.ipynb #cell-38
+# %% ../nbs/04_training.ipynb #cell-40
 @alone
 def train(
     models: dict[str, nn.Module],     # by name, as `build_models` leaves them; trained side by side on the same batches
@@ -563,7 +585,7 @@ def train(
     except OSError as e: raise TrainingError(out_of_room(e, folder)) from e
     (folder/PREVIOUS).unlink(missing_ok=True)  # the run is finished
 
-# %% ../nbs/04_training.ipynb #cell-40
+# %% ../nbs/04_training.ipynb #cell-42
 def load_run(
     folder: Path,           # a finished run's
     device: str = "auto",   # where to put the models
@@ -580,7 +602,7 @@ def load_run(
         except DataError as e: raise TrainingError(f"{e} Train the run again, or take its files from where they came.") from e
     return cfg, models
 
-# %% ../nbs/04_training.ipynb #cell-44
+# %% ../nbs/04_training.ipynb #cell-46
 def trained(
     models: dict[str, nn.Module],  # by name, as `build_models` leaves them
     images: Images,                # to train on
