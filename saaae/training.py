@@ -99,6 +99,7 @@ class Config:
         if self.kl == "exact" and self.floor == 0: raise ConfigError("floor must be above 0 with kl 'exact', which is infinite without one.")
         if isinstance(self.latent, str) and self.image_size & (self.image_size - 1): raise ConfigError(f"image_size must be a power of two with spatial latents, not {self.image_size}.")
         if self.t_range > 1 and (self.beta == 0 or self.decoder_variance != "fixed"): raise ConfigError("t_range above 1 needs a beta above 0 and a fixed decoder_variance.")
+        if self.t_range > 1 and self.gate != "off" and (self.gate_value == 0 if self.gate == "constant" else self.floor == 0): raise ConfigError("t_range above 1 needs a floor (or gate_value) above 0: a gate of 0 has no precision to change.")
         if self.regions and (self.t_range == 1 or self.latent != "spatial"): raise ConfigError("regions need spatial latents and a t_range above 1.")
         if self.classes and (self.multirate != "tempered" or self.latent == "spatial"): raise ConfigError("classes go with flat latents and the multirate 'tempered'.")
         if self.multirate != "tempered" and (self.t_range == 1 or self.latent == "spatial"): raise ConfigError("multirate goes with a t_range above 1 and flat latents.")

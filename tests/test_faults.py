@@ -435,7 +435,7 @@ FIELDS = dict(
     kl=st.sampled_from(KL_KINDS), beta=st.sampled_from([0, 1e-3, 1, 100]), decoder_variance=st.sampled_from(["fixed", "optimal"]), noise_bank=st.booleans(), noise_std=st.sampled_from([0, .5, 10]),
     noise_varies=st.booleans(), shared_masks=st.booleans(), patches=st.sampled_from([0, 1, 16]), patch_size=st.sampled_from([0, 1, 15, 16]), t_range=st.sampled_from([1, 1, 4, 1e6]),
     multirate=st.sampled_from(["tempered", "tempered", "conditioned", "both"]), hold_mean=st.booleans(), regions=st.booleans(), trains=st.sampled_from(["everything", "decoder"]),
-    lr=st.sampled_from([0, 1e-8, 1e-3]), schedule=st.sampled_from(["constant", "one-cycle"]), seed=st.sampled_from([-1, 0, 2**32 - 1]))
+    lr=st.sampled_from([0, 1e-8, 1e-3]), arithmetic=st.sampled_from(["float32", "float32", "tf32", "bf16"]), schedule=st.sampled_from(["constant", "one-cycle"]), seed=st.sampled_from([-1, 0, 2**32 - 1]))
 
 
 TRAINED = []
@@ -453,10 +453,7 @@ def test_any_config_trains_or_is_refused_by_name(tmp_path_factory, given):
         assert "\n" not in said and any(name in said for name in (*FIELDS, "dataset"))
         return
     folder = tmp_path_factory.mktemp("config")
-    try: quietly(photos64("train", 3, cfg.image_size), folder, cfg)
-    except TrainingError as stopped:  # a gate of 0 has no logarithm, and a precision that changes asks for it
-        assert "not finite" in str(stopped) and cfg.floor == 0 and cfg.t_range > 1, cfg
-        return
+    quietly(photos64("train", 3, cfg.image_size), folder, cfg)
     assert all(np.isfinite(float(r["train_loss"])) for r in rows(folder / "metrics.csv"))
     TRAINED.append(cfg)
 
