@@ -323,7 +323,7 @@ class _STL10(datasets.STL10):
         return ""
 
 @contextmanager
-def stl10_errors(root: Path):
+def stl10_errors(root: Path) -> Iterator[None]:
     "Turn what can go wrong with a download, an archive or a disk into one sentence with its remedy."
     by_hand = f"or unpack {datasets.STL10.url} into {root} by hand"
     try: yield

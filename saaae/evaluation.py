@@ -9,6 +9,7 @@ __all__ = ['COLOURS', 'LABELS', 'corrupted_batches', 'evaluate_images', 'evaluat
 
 # %% ../nbs/05_evaluation.ipynb #cell-02
 import io, math
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -29,8 +30,8 @@ def corrupted_batches(
     images: Images,
     cfg: Config,
     hidden: torch.Tensor | None = None,  # masks of one's own, bool `[n, 1, h, h]`; `None`: as the config says
-):
-    "Batches in file order, (clean, corrupted, where hidden, noise generator), seeded apart from training."
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Generator]]:  # clean, corrupted, where hidden, noise generator
+    "Batches in file order, seeded apart from training."
     masks = np.random.RandomState(cfg.seed if cfg.shared_masks else stream_seed(0, "evaluation masks") % 2**32)
     seeded = lambda stream: torch.Generator(cfg.device).manual_seed(stream_seed(0, f"evaluation {stream}"))
     pixel_noise, noise = seeded("pixel noise"), seeded("noise")

@@ -8,6 +8,8 @@ __all__ = ['LEVELS', 'BUDGETS', 'CONTRASTS', 'BENDS', 'Tempering', 'temper', 're
            'region_rows', 'precision_maps', 'map_rows']
 
 # %% ../nbs/12_precision.ipynb #cell-02
+from collections.abc import Callable
+
 import pandas as pd
 import torch
 from einops import reduce, repeat
@@ -165,7 +167,7 @@ def rebuild(
     images: Images,
     cfg: Config,
     hidden: torch.Tensor,    # masks, bool `[n, 1, h, h]`
-    t,                       # precision: a number, or a function of (q, x, corrupted) that gives it, or another q
+    t: float | torch.Tensor | Callable,  # precision: a number, or a function of (q, x, corrupted) that gives it, or another q
     hold_mean: bool = True,
 ) -> dict[str, torch.Tensor]:  # x `[n, 3, h, h]`; squared error in [0, 1] units, `[n, 1, h, h]`, summed over channels; rate `[n]` in bits
     "Reconstruct all images at a precision."

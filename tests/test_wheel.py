@@ -1,5 +1,6 @@
 "The package as others get it: sdist and wheel, installed where the checkout is not."
-import os, shutil, subprocess, sys, tarfile, zipfile
+import importlib, inspect, os, pkgutil, re, shutil, subprocess, sys, tarfile, zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,56 @@ def test_import_is_light(installed):
     run = installed("-c", "import time, sys; t = time.perf_counter(); import saaae; print(time.perf_counter() - t, 'torch' in sys.modules)")
     seconds, torch = run.stdout.split()
     assert float(seconds) < 2 and torch == "False"
+
+
+def run_time_distributions(wheel):
+    "What `pip install` of the wheel installs: its requirements and theirs, without extras, by normalised name."
+    with zipfile.ZipFile(wheel) as f: said = f.read(next(n for n in f.namelist() if n.endswith(".dist-info/METADATA"))).decode()
+    named = lambda needs: [re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", need)[0]).lower() for need in needs if "extra ==" not in need]
+    found, queue = set(), named(re.findall(r"^Requires-Dist: (.*)$", said, re.M))
+    while queue:
+        if (name := queue.pop()) in found: continue
+        found.add(name)
+        try: queue += named(metadata.requires(name) or [])
+        except metadata.PackageNotFoundError: continue  # of another platform
+    return found
+
+
+ONLY = """
+import sys
+class Without:
+    "A finder that does not find what the wheel does not install."
+    def __init__(self, finder): self.finder = finder
+    def __getattr__(self, name): return getattr(self.finder, name)
+    def find_spec(self, name, path=None, target=None): return None if name.split(".")[0] in hidden else self.finder.find_spec(name, path, target)
+sys.meta_path[:] = map(Without, sys.meta_path)
+"""
+
+
+def test_runs_with_the_run_time_dependencies_only(built, installed):
+    "All but the modules for notebooks, whose extra is `explore`; anything else than the requirements cannot be imported."
+    kept = run_time_distributions(next(built.glob('*.whl')))
+    hidden = {top for top, owners in metadata.packages_distributions().items() if not {re.sub(r"[-_.]+", "-", o).lower() for o in owners} & kept} - {"saaae", "regex"} - sys.stdlib_module_names  # torchmetrics asks whether regex is installed, not whether it can be imported
+    assert {"nbdev", "pytest", "accelerate", "pythae", "papermill"} <= hidden and not {"torch", "pandas", "safetensors"} & hidden
+    modules = sorted(p.stem for p in ROOT.glob("saaae/[!_]*.py") if p.stem not in ("explorer", "watching", "sweep"))
+    program = f"hidden = {hidden!r}{ONLY}" + "".join(f"import saaae.{m}\n" for m in modules) + "from saaae.cli import main\nsys.exit(main(['info', 'photos64']))"
+    run = installed("-c", program)
+    assert run.returncode == 0 and "photos64" in run.stdout, run.stderr[-2000:]
+    assert "No module named 'nbdev'" in installed("-c", f"hidden = {hidden!r}{ONLY}import nbdev").stderr
+
+
+def test_public_signatures_are_typed():
+    untyped = []
+    for info in pkgutil.iter_modules([str(ROOT / "saaae")]):
+        module = importlib.import_module(f"saaae.{info.name}")
+        for name in getattr(module, "__all__", []):
+            value = getattr(module, name)
+            public = lambda k: not k.startswith("_") or k in ("__init__", "__call__")
+            functions = [(name, value)] if inspect.isfunction(value) else [(f"{name}.{k}", f) for k, f in vars(value).items() if inspect.isfunction(f) and public(k)] if inspect.isclass(value) else []
+            for where, f in functions:
+                parameters = [p for p in inspect.signature(f).parameters.values() if p.name not in ("self", "cls") and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+                if any(p.annotation is p.empty for p in parameters) or ("return" not in f.__annotations__ and not where.endswith("__init__")): untyped.append(f"{info.name}.{where}")
+    assert untyped == []
 
 
 def test_shipped_models_load_offline_and_the_name_is_not_a_folder_here(installed):
