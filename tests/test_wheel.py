@@ -125,3 +125,31 @@ def test_command_is_installed_and_works(installed):
     lacking = installed(installed.command, "evaluate", "photos64")
     assert lacking.returncode == 1 and lacking.stderr.count("\n") == 1 and "--dataset FOLDER" in lacking.stderr
     assert installed(installed.command, "evaluate", "photos64", "--dataset", "mine").returncode == 0
+
+
+@pytest.mark.slow
+def test_in_an_environment_that_has_never_seen_the_repository(built, tmp_path):
+    "The wheel and what it requires, at the versions of the lock file, in a virtual environment of its own."
+    python, away, images = tmp_path / "env" / "bin" / "python", tmp_path / "away", tmp_path / "images"
+    for folder in (away, images): folder.mkdir()
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    def run(*line): return subprocess.run([*map(str, line)], cwd=away, capture_output=True, text=True, env=environment)
+    install = run(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", ROOT / "requirements.lock", next(built.glob("*.whl")))
+    assert install.returncode == 0, install.stderr[-2000:]
+    assert "No module named" in run(python, "-c", "import jupyterlab").stderr
+    light = run(python, "-c", "import time; t = time.perf_counter(); import saaae; print(time.perf_counter() - t)")
+    assert float(light.stdout) < 2
+    for i in range(12): Image.effect_noise((70, 64), 20 + 9 * i).convert("RGB").save(images / f"{i}.png")
+    command = python.with_name("saaae")
+    for line, says in (
+        (("train", "--dataset", images, "--out", "run", "--epochs", 1, "--width", 2, "--batch-size", 4, "--device", "cpu"), "SAAAE"),
+        (("evaluate", "run"), "mean gate"),
+        (("info", "run"), "quick"),
+        (("reconstruct", images, "--out", "rebuilt", "--rate", 60), "12 of 12 images"),
+    ):
+        done = run(command, *line)
+        assert done.returncode == 0 and says in done.stdout, (line, done.stdout, done.stderr[-2000:])
+    assert len(list((away / "rebuilt").glob("*.png"))) == 12
+    assert run(command, "train", "--out", "other", "--epochs", "many").returncode != 0
+    shutil.rmtree(tmp_path / "env")  # 5 GB
