@@ -9,6 +9,7 @@
 # make test-slow   those over a minute; CI runs both
 # make explore     JupyterLab on the explorer: nothing to train, nothing to set
 # make watch       JupyterLab on the notebook that follows runs while they train
+# make docs        the documentation site, docs/_build/html/index.html
 # make lab         JupyterLab on the notebooks
 # make export      notebooks -> package, notebooks cleaned
 # make readme      fill the README's tables from results/
@@ -21,7 +22,7 @@ JUPYTER := $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root)
 # Threads that wait give up their core sooner: no slower on an idle machine, far less slowed down by other work on a busy one.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: reproduce evidence verdict precision applications models test test-slow explore watch lab export readme
+.PHONY: reproduce evidence verdict precision applications models test test-slow explore watch docs lab export readme
 
 .venv/installed: requirements.lock setup.py settings.ini
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
@@ -72,6 +73,10 @@ explore: .venv/installed
 
 watch: .venv/installed
 	@$(JUPYTER) nbs/watch.ipynb
+
+docs: .venv/installed
+	@$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	@echo "The site is docs/_build/html/index.html."
 
 lab: .venv/installed
 	@$(JUPYTER) nbs

@@ -18,6 +18,7 @@ mirror.build(ROOT, HERE/"_repo")
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.viewcode", "myst_nb", "docments", "mathml"]
 exclude_patterns = ["_build", ".gitignore"]
+highlight_language = "none"  # a block without a language is a command
 nb_execution_mode = "off"
 nb_merge_streams = True
 nb_render_markdown_format = "myst"  # so that links in outputs are followed, too
@@ -37,5 +38,5 @@ html_css_files = ["site.css"]
 html_show_sphinx = False
 html_show_sourcelink = False
 html_copy_source = False
-html_sidebars = {page: [] for page in ("index", "tutorial", "method", "verdict", "compare", "about", "_repo/README")}
+html_sidebars = {page: [] for page in ("index", "tutorial", "method", "verdict", "compare", "faults", "scaling", "about", "_repo/README")}
 html_theme_options = {"header_links_before_dropdown": 6, "show_prev_next": False, "navigation_with_keys": False, "secondary_sidebar_items": ["page-toc"]}

@@ -1,5 +1,5 @@
 "The site builds without a warning, every link and picture in it leads somewhere, and the code on its pages runs."
-import os, re, shutil, subprocess, sys
+import json, os, re, shlex, shutil, subprocess, sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -110,3 +110,57 @@ def test_code_runs(page, tmp_path, monkeypatch):
     torch.manual_seed(0)
     space = dict(FOLDER=tmp_path, __name__="page")
     for block in blocks: exec(compile(block, page, "exec"), space)
+
+def commands() -> list[tuple[str, str]]:
+    "Each line of the README's and the pages' commands, in a block without a language or in backticks: (page, line)."
+    found = []
+    for page in (ROOT/"README.md", *sorted((ROOT/"docs").glob("[a-z]*.md")), *sorted((ROOT/"docs/howto").glob("*.md"))):
+        text = page.read_text(encoding="utf-8")
+        blocks = re.findall(r"^```\n(.+?)^```$", text, re.S | re.M)
+        lines = [line for block in blocks for line in block.splitlines()] + re.findall(r"`([^`\n]+)`", re.sub(r"^```.+?^```$", "", text, flags=re.S | re.M))
+        found += [(page.relative_to(ROOT).as_posix(), line) for line in lines]
+    return found
+
+def is_refused(line: str) -> str:
+    "Why a command cannot be right, or nothing: no such target, option, notebook, or parameter."
+    from saaae.cli import parser
+    from saaae.training import Config
+    words = shlex.split(line.split("#")[0])
+    if words[0] == "make":
+        return "" if len(words) == 1 or all(re.search(rf"^{re.escape(w)}:", (ROOT/"Makefile").read_text(), re.M) for w in words[1:] if "=" not in w) else "no such target"
+    if Path(words[0]).name == "saaae":
+        try: parser().parse_args(words[1:])
+        except SystemExit as e: return "" if e.code == 0 else "refused"
+    if Path(words[0]).name == "papermill":
+        if not (ROOT/words[1]).is_file(): return "no such notebook"
+        cells = json.loads((ROOT/words[1]).read_text(encoding="utf-8"))["cells"]
+        own = "".join("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
+        known = {*re.findall(r"^(\w+) *=", own, re.M)}
+        unknown = [words[i + 1] for i, w in enumerate(words) if w == "-p" and words[i + 1] not in known]
+        return f"no parameter {', '.join(unknown)}" if unknown else ""
+    return ""
+
+STARTS = re.compile(r"(make( |$)|(\.venv/bin/)?(saaae|papermill) )")
+
+def test_commands_can_be_right():
+    given = [(page, line) for page, line in commands() if STARTS.match(line) and "..." not in line]
+    assert len(given) > 30 and {p for p, _ in given} >= {"README.md", "docs/howto/command.md", "docs/howto/watch.md"}
+    assert [(page, line, why) for page, line in given if (why := is_refused(line))] == []
+
+@pytest.mark.parametrize("line", ["make nothing", "saaae rebuild holiday", "saaae info", "saaae train --out a --epoch 3", "papermill nbs/nothing.ipynb out.ipynb",
+                                  ".venv/bin/papermill nbs/variant.ipynb out.ipynb -k python3 -p varient saaae"])
+def test_wrong_commands_are_found(line): assert is_refused(line)
+
+def test_faults_are_tested():
+    "Each row of docs/faults.md names tests that pytest collects, and each test of tests/test_faults.py is in the table."
+    rows = re.findall(r"^\| (?!Fault |-)(.+?) \| .+ \| (.+?) \|$", (ROOT/"docs/faults.md").read_text(encoding="utf-8"), re.M)
+    collect = lambda *which: set(re.findall(r"^tests/test_faults\.py::(.+)$", subprocess.run([sys.executable, "-m", "pytest", "--collect-only", "-q", *which, "tests/test_faults.py"],
+                                                                                        cwd=ROOT, capture_output=True, text=True).stdout, re.M))
+    plain = lambda tests: {t.partition("[")[0] for t in tests}
+    every, slow = collect(), plain(collect("-m", "slow"))
+    named = {fault: re.findall(r"`([^`]+)`", cell) for fault, cell in rows}
+    assert len(rows) > 20 and all(named.values())
+    assert [n for names in named.values() for n in names if n not in every | plain(every) and not ("/" in n and (ROOT/n).is_file())] == []
+    assert [fault for fault, cell in rows if ("(slow)" in cell) != bool(plain(named[fault]) & slow)] == []
+    checks_another = {"test_enough_of_those_configs_trained"}
+    assert plain(every) - plain(n for names in named.values() for n in names) == checks_another
