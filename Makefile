@@ -5,6 +5,8 @@
 # make applications  inpainting, denoising, compression, conditional generation, and the tutorial of anchoring: train and measure what is missing
 #                  of results/applications/ (half an hour; can be stopped and continued)
 # make models      train the models that ship again (minutes; can be stopped and continued), into saaae/pretrained/
+# make bench       training at the published widths beside other loops: images a second, memory, share of the machine's limit (a quarter of an hour)
+# make full        the published schedule whole, on photos64: 3,000 epochs of both models, for a machine with a CUDA device
 # make test        the tests, but for those over a minute
 # make test-slow   those over a minute; CI runs both
 # make explore     JupyterLab on the explorer: nothing to train, nothing to set
@@ -22,7 +24,7 @@ JUPYTER := $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root)
 # Threads that wait give up their core sooner: no slower on an idle machine, far less slowed down by other work on a busy one.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: reproduce evidence verdict precision applications models test test-slow explore watch docs lab export readme
+.PHONY: reproduce evidence verdict precision applications models bench full test test-slow explore watch docs lab export readme
 
 .venv/installed: requirements.lock setup.py settings.ini
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
@@ -62,6 +64,16 @@ models: .venv/installed
 	@$(PAPERMILL) nbs/shipped.ipynb results/shipped/shipped.ipynb
 	@echo "The models and their card are in saaae/pretrained/photos64."
 
+bench: .venv/installed
+	@mkdir -p results/bench
+	@$(PAPERMILL) nbs/bench.ipynb results/bench/bench.ipynb
+	@for table in results/bench/*.md; do echo; cat $$table; done
+
+full: .venv/installed
+	@mkdir -p results/full
+	@$(PAPERMILL) nbs/$(NOTEBOOK) results/full/$(NOTEBOOK) -p preset stl10 -p dataset photos64 -p device cuda -p arithmetic bf16 -p compile True -p out results/full
+	@echo "The results are in results/full: summary.md is the table, recon/ has the pictures, speed.csv the time of each epoch."
+
 test: .venv/installed
 	@$(BIN)/python -m pytest -q -m "not slow" tests
 
@@ -69,10 +81,10 @@ test-slow: .venv/installed
 	@$(BIN)/python -m pytest -q -m slow tests
 
 explore: .venv/installed
-	@$(JUPYTER) nbs/explore.ipynb
+	@$(JUPYTER) --LabApp.default_url=/lab/tree/nbs/explore.ipynb
 
 watch: .venv/installed
-	@$(JUPYTER) nbs/watch.ipynb
+	@$(JUPYTER) --LabApp.default_url=/lab/tree/nbs/watch.ipynb
 
 docs: .venv/installed
 	@$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
