@@ -24,7 +24,7 @@ class ProcessError(RuntimeError):
 def exchange() -> Iterator[None]:
     "What waits for the other processes. Raises `ProcessError` if one of them is gone."
     try: yield
-    except RuntimeError as e: raise ProcessError(f"Another process of this run stopped; its own message says why ({str(e).splitlines()[0]}).") from e
+    except RuntimeError as e: raise ProcessError("Another process of this run stopped; its own message says why.") from e
 
 @dataclass(frozen=True)
 class Processes:
@@ -47,12 +47,20 @@ class Processes:
         first = self.rank * each + min(self.rank, more)
         return slice(first, first + each + (self.rank < more))
 
+    def computes(
+        self,
+        n: int,   # images of the whole batch, at least 1
+    ) -> tuple[slice, bool]:  # where they are; whether they count
+        "The images to compute here: the share, or where that is empty the first one, for nothing."
+        own = self.share(n)
+        return (own, True) if own.start < own.stop else (slice(0, 1), False)
+
     def drawing(
         self,
         n: int,                     # images of the whole batch
     ) -> AbstractContextManager:
-        "Where random numbers by image are those of this process's share."
-        return nullcontext() if self.count == 1 else Share(n, self.share(n))
+        "Where random numbers by image are those of the images computed here."
+        return nullcontext() if self.count == 1 else Share(n, self.computes(n)[0])
 
     def sum(
         self,
@@ -136,7 +144,8 @@ def join(
     if (count := int(os.environ.get("WORLD_SIZE", 1))) == 1: return Processes()
     if not find_spec("accelerate"): raise ProcessError("A run on several processes needs accelerate: pip install accelerate")
     from accelerate import PartialState
-    with exchange(): state = PartialState(cpu=device == "cpu", timeout=timedelta(hours=1))
+    try: state = PartialState(cpu=device == "cpu", timeout=timedelta(hours=1))
+    except (RuntimeError, ValueError) as e: raise ProcessError(f"The {count} processes do not find each other: {str(e).splitlines()[0]}") from e
     if state.num_processes != count: raise ProcessError(f"The launcher started {count} processes, but Accelerate knows of {state.num_processes}: start them with accelerate launch --multi_gpu, or torchrun.")
     return Processes(state.process_index, state.num_processes, state.local_process_index)
 

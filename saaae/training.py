@@ -336,7 +336,7 @@ def train_epoch(
     masks, (pixel_noise, noise, precision) = mask_stream(cfg, epoch, len(images)), (generator(cfg, s, epoch) for s in ("pixel noise", "noise", "precision"))
     lr, steps = learner.optimizer.param_groups[0]["lr"], []
     for step, index in enumerate(batch_indices(images, cfg.batch_size, cfg.seed, epoch)):
-        n, own = len(index), everyone.share(len(index))
+        n, (own, counts) = len(index), everyone.computes(len(index))
         x, y = normalise(images.pixels[index[own]]), images.labels[index[own]]
         x = x.contiguous(memory_format=torch.channels_last)
         rewind_bank(noise, cfg, step)
@@ -350,6 +350,7 @@ def train_epoch(
         if cfg.aim != "everything": error = error * aim_weights(cfg.aim, x, hidden)
         sse, kls = error.sum(), kl.sum()
         loss = objective(cfg, sse, kls, x.numel()) if t is None else multirate_objective(cfg, error.sum(1, keepdim=True), kl, t)
+        if not counts: loss, sse, kls = 0 * loss, 0 * sse, 0 * kls
         learner.optimizer.zero_grad()
         loss.backward()
         everyone.sum_gradients(learner.model)
@@ -523,9 +524,11 @@ def start_run(folder: Path, learners: dict[str, Learner], cfg: Config) -> int:
         atomic_write(folder/"config.json", (json.dumps(describe_run(cfg), indent=1) + "\n").encode())
     return done
 
-def open_run(folder: Path, learners: dict[str, Learner], cfg: Config, everyone: Processes) -> int:
+def open_run(folder: Path, learners: dict[str, Learner], images: Images, cfg: Config, everyone: Processes) -> int:
     "`start_run` by the main process, whose state all learners then have. Raises `TrainingError` or `ProcessError`."
     if everyone.count == 1: return start_run(folder, learners, cfg)
+    asked = asdict(cfg), images.name, len(images), list(learners)
+    if everyone.from_main(lambda: asked) != asked: raise TrainingError(f"Process {everyone.rank} has another config, other images or other models than the main process: give all the same.")
     state = lambda: {name: learner.state() for name, learner in learners.items()}
     done, states = everyone.from_main(lambda: (start_run(folder, learners, cfg), state()))
     for name, learner in learners.items(): learner.load(*states[name])
@@ -565,7 +568,7 @@ def train(
     if not len(images): raise TrainingError(f"{images.name} has no images to train on: choose another dataset or a larger train_images.")
     steps = cfg.epochs * math.ceil(len(images) / cfg.batch_size)
     learners = {name: Learner(model, cfg, steps) for name, model in models.items()}
-    done = open_run(folder, learners, cfg, everyone)
+    done = open_run(folder, learners, images, cfg, everyone)
     stays = lambda: kept(folder) if everyone.main else "The main process says what is kept."
     per_epoch, last_save = len(models) * len(images), time.monotonic()
     try:
