@@ -1,5 +1,6 @@
 "Runs on several processes, as launchers start them, against the run on one: same numbers, no hang, refusals by name."
 import json, os, shutil, signal, socket, subprocess, sys, time
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
@@ -174,3 +175,29 @@ def test_a_folder_in_use_is_refused_to_all(tmp_path):
 def test_one_process_does_not_import_accelerate(tmp_path):
     run, = start(1, "-c", TRAIN + "\nassert 'accelerate' not in sys.modules", json.dumps({str(tmp_path/"run"): {}}))
     assert finish([run])[0] == [0]
+
+
+def test_the_plan_is_what_its_program_says(tmp_path):
+    "The committed tables; and a ring that is played through sends what the formula says, and ends with the sum everywhere."
+    spec = spec_from_file_location("scaling", ROOT/"docs"/"scaling.py")
+    spec.loader.exec_module(scaling := module_from_spec(spec))
+    scaling.main(tmp_path)
+    for name in ("plan.csv", "plan.md"): assert (tmp_path/name).read_text() == (ROOT/"results"/"scaling"/name).read_text()
+    n, held = 5, np.arange(50.).reshape(5, 5, 2)  # process, part, values of a part
+    total, sent = held.sum(0), 0
+    for turn in range(2 * (n - 1)):
+        moving = [(r, (r - turn) % n, held[r, (r - turn) % n].copy()) for r in range(n)]
+        for r, part, values in moving:
+            held[(r + 1) % n, part] = held[(r + 1) % n, part] + values if turn < n - 1 else values
+            sent += values.nbytes
+    assert (held == total).all() and sent / n == scaling.ring_bytes(total.nbytes, n)
+
+
+def test_counted_operations(tmp_path):
+    "A VAE's, against a sum over its layers: two operations a multiplication, once forwards, once for weights, once for inputs but those of the first."
+    spec = spec_from_file_location("scaling", ROOT/"docs"/"scaling.py")
+    spec.loader.exec_module(scaling := module_from_spec(spec))
+    channels, sides = (3, 64, 128, 256, 512), (32, 16, 8, 4)
+    layers = [16 * a * b * s**2 for a, b, s in zip(channels, channels[1:], sides)]  # encoder; the decoder's are the same
+    heads = [8192 * 128] * 3
+    assert scaling.step_flops("VAE", 2) == 2 * 2 * (3 * (2 * sum(layers) + sum(heads)) - layers[0])
