@@ -103,7 +103,7 @@ def alone(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_any_number_of_processes_gives_the_numbers_of_one(alone, tmp_path, count):
     "30 images in batches of 7: the last has 2, and with three processes one of them has none of it."
     codes, said = trains(count, {tmp_path/name: given for name, given in CONFIGS.items()})
@@ -131,6 +131,7 @@ def test_the_command_behind_accelerate(tmp_path):
     assert {p.name for p in (tmp_path/"two").iterdir()} == {p.name for p in (tmp_path/"one").iterdir()}
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_another_number(alone, tmp_path):
     "One process until epoch 2, two until epoch 3, and three to the end, or one."
     grids = dict(epochs=4, grid_epochs=[2, 3])
