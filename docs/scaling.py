@@ -61,8 +61,10 @@ def step(model: str, gpus: int, each: int, link: str) -> dict:
                 steps_an_epoch=math.ceil(A["images"] / batch), epoch_s=math.ceil(A["images"] / batch) * total)
 
 def to_markdown(rows: list[dict]) -> str:
-    head = list(rows[0])
-    return "\n".join(["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1), *("| " + " | ".join(str(v) for v in r.values()) + " |" for r in rows)])
+    "A table; what begins with a digit everywhere and is short stands on the right."
+    right = lambda column: all(str(r[column])[0].isdigit() and len(str(r[column])) < 30 for r in rows)
+    rule = "".join("---:|" if right(column) else "---|" for column in rows[0])
+    return "\n".join(["| " + " | ".join(rows[0]) + " |", "|" + rule, *("| " + " | ".join(map(str, r.values())) + " |" for r in rows)])
 
 def plan() -> tuple[pd.DataFrame, str]:
     "The table of steps, and the page's tables and sentences."
@@ -74,9 +76,8 @@ def plan() -> tuple[pd.DataFrame, str]:
                   **{f"{link}, 1,000": f"{1e3 * exchange(4 * p, 1000, link):.1f} ms" for link in ("fast", "slow")},
                   "a step of 256 on one GPU": f"{1e3 * compute(m, BATCH):.1f} ms"} for m in MODELS]
     strong = [{"model": m, **{f"{gpus} GPUs": f"{at.images_per_s[m, 'fast', gpus, BATCH // gpus] / at.images_per_s[m, 'fast', 1, BATCH]:.2f}" for gpus in (8, 64, 256)}} for m in MODELS]
-    weak = [{"model": m, "images a GPU": each, "whole batch": f"{1000 * each:,}", "arithmetic": f"{r.compute_ms:.1f} ms", "exchange": f"{r.exchange_ms:.1f} ms", "efficiency": f"{r.efficiency:.0%}",
-             "if hidden": f"{r.hidden:.0%}", "images/s": f"{r.images_per_s / 1e6:.2f} M", "read by a GPU": f"{r.read_mb_per_s_a_gpu:.1f} MB/s",
-             "steps an epoch": f"{r.steps_an_epoch:.0f}", "epoch": f"{r.epoch_s:.2f} s"}
+    weak = [{"model": m, "images a GPU": f"{each:,}", "arithmetic, ms": f"{r.compute_ms:.1f}", "exchange, ms": f"{r.exchange_ms:.1f}", "efficiency": f"{r.efficiency:.0%}", "if hidden": f"{r.hidden:.0%}",
+             "M images/s": f"{r.images_per_s / 1e6:.2f}", "MB/s read by a GPU": f"{r.read_mb_per_s_a_gpu:.1f}", "steps an epoch": f"{r.steps_an_epoch:,.0f}", "epoch, s": f"{r.epoch_s:.2f}"}
             for m in ("VAE", "SAAAE linear") for each in (1, 16, 256, 1024) for r in [at.loc[m, "fast", 1000, each]]]
     both = parameters("VAE") + parameters("SAAAE linear")
     saved, stored = 12 * both, A["images"] * 3 * SIZE**2
@@ -99,14 +100,14 @@ def plan() -> tuple[pd.DataFrame, str]:
     limits = "\n".join([
         f"1. **The batch.** {BATCH} images, as published, occupy at most {BATCH} GPUs, and there the speed is {strong[1]['256 GPUs']} times that of one GPU (SAAAE linear). A thousand GPUs with {BATCH} images each have a batch of {largest:,}: {fast.steps_an_epoch:.0f} steps an epoch. "
         f"As many steps as the published 3,000 epochs of 5,000 images ({3000 * math.ceil(5000 / BATCH):,}) would be {3000 * math.ceil(5000 / BATCH) / fast.steps_an_epoch:,.0f} epochs. Whether such a batch learns as much an image is not known here: nothing of the kind was run.",
-        f"2. **The masks.** They come from NumPy on one core, for the whole batch: {drawing:.0f} ms a step, beside {fast.compute_ms:.1f} ms of arithmetic (SAAAE linear, {BATCH} images a GPU). Drawn as they are, they would limit a thousand GPUs first; a stream of random numbers that is counted by image would mend it, and change the numbers of every run.",
+        f"2. **The masks.** They come from NumPy on one core, for the whole batch: {drawing:.0f} ms a step, beside {fast.compute_ms:.1f} ms of arithmetic and {fast.exchange_ms:.1f} ms of exchange on the fast link (SAAAE linear, {BATCH} images a GPU). Random numbers that are counted by image, so that a process draws its own only, would mend it, and change the numbers of every run.",
         f"3. **The exchange.** Of the arithmetic and exchange of a step, it takes {1 - fast.efficiency:.0%} on the fast link and {1 - slow.efficiency:.0%} on the slow one (SAAAE linear, {BATCH} images a GPU; VAE, fast: {1 - vae.efficiency:.0%}). {1e3 * 2 * 999 * A['hop']:.0f} ms of it are the ring's {2 * 999:,} hops, which a tree needs {2 * math.ceil(math.log2(1000))} of; sums that begin while the gradient is still computed would hide it down to what `hidden` leaves.",
         f"4. **The main process.** A checkpoint makes the others wait {saving:.1f} s, an evaluation {evaluating:.1f} s.",
         f"5. **The data.** Decoded once, they are read at {fast.read_mb_per_s_a_gpu:.0f} MB/s a GPU, {fast.read_mb_per_s_a_gpu / 125:.1f} GB/s a machine of 8, from memory: they fit. A network disk that all read at once would need {fast.read_mb_per_s_a_gpu:.0f} GB/s.",
     ])
     assumed = [{"assumed": name, "value": f"{value:,.15g} {unit}".strip(), "what": what} for name, (value, unit, what) in ASSUMED.items()]
     text = "\n\n".join(["**What is exchanged at each step**", to_markdown(exchanged), "**The published batch of 256 on more GPUs, fast link: speed in units of one GPU's**", to_markdown(strong),
-                        "**1,000 GPUs, fast link**", to_markdown(weak), "**What else there is**", to_markdown(rest), "**What limits, in order**", limits, "**Assumptions**", to_markdown(assumed)])
+                        "**1,000 GPUs, fast link**", to_markdown(weak), "**What else there is**", to_markdown(rest), "**What limits**", limits, "**Assumptions**", to_markdown(assumed)])
     return steps.round(6), text + "\n"
 
 def main(out: Path) -> None:
