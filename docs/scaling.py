@@ -22,7 +22,7 @@ ASSUMED = {  # value, unit, what it is
     "hop": (1e-5, "s", "from one process to the next, for the smallest message"),
     "disk": (2e9, "B/s", "writing a checkpoint"),
     "hash": (1e9, "B/s", "its SHA-256, on one core"),
-    "draws": (1e8, "1/s", "random whole numbers of NumPy, on one core"),
+    "draws": (2e8, "1/s", "random whole numbers of NumPy, on one core"),
     "memory": (80e9, "B", "of a GPU"),
     "images": (1_281_167, "", "training images, as ImageNet has"),
     "held_out": (50_000, "", "validation images"),
