@@ -26,6 +26,7 @@ from . import __version__
 from .data import DATA, DataError, Images, atomic_write, find_images, load_images, normalise, read_image, to_unit
 from .evaluation import LABELS, evaluate, save_summary, summarise, to_markdown
 from .models import PRETRAINED, SAAAE, VAE
+from .processes import ProcessError, join
 from .reparameterization import RateError
 from .training import PRESETS, Config, ConfigError, TrainingError, build_models, configure, load_run, run_folder, trained
 
@@ -99,10 +100,12 @@ def run_train(args: argparse.Namespace) -> str:
     folder = run_folder(args.out, cfg)
     if (folder/"images.sha256").exists() and described(folder)["config"] != json.loads(json.dumps(asdict(cfg))):
         raise CommandError(f"{folder} holds a finished run with other parameters: choose another --out, or delete it.")
-    train_images, test = images_of(cfg, "train"), images_of(cfg, "test") if cfg.held_out else None
+    everyone = join(cfg.device)
+    with everyone.in_turn(): train_images, test = images_of(cfg, "train"), images_of(cfg, "test") if cfg.held_out else None
     if test is None: test = train_images.first(min(256, len(train_images)))
     models = build_models(cfg)
     trained(models, train_images, cfg, folder, lambda model, epoch: evaluate(model, test, cfg, ssim=False))
+    if not everyone.main: return ""
     summary = summarise(models, test, train_images, pd.read_csv(folder/"metrics.csv"), cfg)
     save_summary(summary, folder)
     return f"{to_markdown(summary)}\nThe run is in {folder}."
@@ -208,9 +211,9 @@ def main(
     warnings.formatwarning = lambda message, *_: f"{message}\n"
     try:
         with redirect_stdout(sys.stderr): result = args.run(args)  # libraries' prints and progress are no results
-    except (CommandError, ConfigError, DataError, TrainingError, RateError, OSError) as e:
+    except (CommandError, ConfigError, DataError, ProcessError, TrainingError, RateError, OSError) as e:
         print(f"saaae: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt: return 130
-    print(result)
+    if result: print(result)  # processes that only help have none
     return 0

@@ -9,12 +9,13 @@ __all__ = ['CHOICES', 'RANGES', 'WORDS', 'PRESETS', 'PACKAGES', 'CHECKPOINT', 'P
            'draw_precision', 'multirate_objective', 'mask_stream', 'generator', 'rewind_bank', 'train_epoch',
            'git_state', 'describe_run', 'append_row', 'rows_until', 'cut_rows', 'rows_sha256', 'save_checkpoint',
            'differing', 'refuse_other', 'read_checkpoint', 'load_checkpoint', 'read_config', 'sole', 'alone',
-           'start_run', 'kept', 'out_of_room', 'save_weights', 'train', 'load_run', 'trained']
+           'refuse_whole_batch', 'start_run', 'open_run', 'kept', 'out_of_room', 'save_weights', 'train', 'load_run',
+           'trained']
 
 # %% ../nbs/04_training.ipynb #cell-02
 import ast, csv, ctypes, difflib, fcntl, hashlib, json, math, os, platform, socket, subprocess, sys, time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial, wraps
 from importlib.metadata import version
@@ -32,8 +33,9 @@ from tqdm import tqdm
 from . import __version__
 from .aims import AIMS, aim_weights
 from .attention import ATTENTION
-from .data import DATA, FULL, Corruption, DataError, Images, atomic_write, batches, label_batches, load_weights, read_tensors, save_tensors, stream_seed
+from .data import DATA, FULL, Corruption, DataError, Images, atomic_write, batch_indices, load_weights, normalise, patch_mask, read_tensors, save_tensors, stream_seed
 from .models import GATES, PLACES, SAAAE, ClassConditional, Conditioned
+from .processes import ProcessError, Processes, join, whole_batch
 from .reparameterization import KL_KINDS, SCOPES
 
 # %% ../nbs/04_training.ipynb #cell-06
@@ -148,6 +150,9 @@ def check_field(name: str, kind: type, value: object) -> None:
 
 def check_device(device: str) -> None:
     "Raise `ConfigError` unless torch can compute there."
+    if device.startswith("cuda") and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if device != "cuda": raise ConfigError(f"device must be cuda with several processes, each of which has its own, not {device!r}.")
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())  # which `cuda` then means
     try: torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as e: raise ConfigError(f"device: {device!r} cannot be used: {str(e).splitlines()[0]}") from e
 
@@ -346,31 +351,37 @@ def train_epoch(
     cfg: Config,
     epoch: int,        # from 1
     bar: tqdm | None = None,  # counts images
+    everyone: Processes = Processes(),  # who share each batch
 ) -> dict:             # the training columns of metrics.csv
-    "Train for one epoch. Raises `TrainingError` with the step if the loss is not finite."
+    "Train for one epoch. Raises `TrainingError` with the step if the loss is not finite, or `ProcessError`."
     learner.model.train()
     masks, (pixel_noise, noise, precision) = mask_stream(cfg, epoch, len(images)), (generator(cfg, s, epoch) for s in ("pixel noise", "noise", "precision"))
     lr, steps = learner.optimizer.param_groups[0]["lr"], []
-    order = images, cfg.batch_size, cfg.seed, epoch
     with float32_as(cfg):
-        for step, (x, y) in enumerate(zip(batches(*order), label_batches(*order))):
+        for step, index in enumerate(batch_indices(images, cfg.batch_size, cfg.seed, epoch)):
+            n, (own, counts) = len(index), everyone.computes(len(index))
+            x, y = normalise(images.pixels[index[own]]), images.labels[index[own]]
             x = x.contiguous(memory_format=torch.channels_last)
             rewind_bank(noise, cfg, step)
-            corrupted, hidden = cfg.corruption(x, masks, pixel_noise)
-            t = draw_precision(cfg, len(x), precision)
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=cfg.arithmetic == "bf16"):
+            hidden = patch_mask(cfg.corruption.corners(n, x.shape[-1], masks)[own].to(x.device), cfg.patch_size, x.shape[-1])
+            t = draw_precision(cfg, n, precision)
+            if t is not None: t = t[own]
+            with everyone.drawing(n), torch.autocast(x.device.type, torch.bfloat16, enabled=cfg.arithmetic == "bf16"):
+                corrupted, hidden = cfg.corruption(x, masks, pixel_noise, hidden)
                 x_hat, posterior = learner.model(corrupted, noise, t=t, hold_mean=cfg.hold_mean, **dict(y=y) if cfg.classes else {})
             error, kl = (x_hat - x).square(), posterior.kl(cfg.kl)
             if cfg.aim != "everything": error = error * aim_weights(cfg.aim, x, hidden)
             sse, kls = error.sum(), kl.sum()
             loss = objective(cfg, sse, kls, x.numel()) if t is None else multirate_objective(cfg, error.sum(1, keepdim=True), kl, t)
+            if not counts: loss, sse, kls = 0 * loss, 0 * sse, 0 * kls
             learner.optimizer.zero_grad()
             loss.backward()
+            everyone.sum_gradients(learner.model)
             learner.optimizer.step()
             learner.scheduler.step()
             steps.append(torch.stack([loss, sse, kls]).detach())
-            if bar is not None: bar.update(len(x))
-    losses = torch.stack(steps).double().cpu()  # read once an epoch: no waiting for the device in between
+            if bar is not None: bar.update(n)
+    losses = everyone.sum(torch.stack(steps).double()).cpu()  # read once an epoch: no waiting for the device in between
     for step, loss in enumerate(losses[:, 0].tolist(), 1):
         if not math.isfinite(loss): raise TrainingError(f"The loss is {loss} at epoch {epoch}, step {step}")
     loss, sse, kl = (losses.sum(0) / len(images)).tolist()
@@ -506,11 +517,22 @@ def sole(folder: Path) -> Iterator[None]:
         finally: path.unlink(missing_ok=True)  # while it is held
 
 def alone(run: Callable) -> Callable:
-    "`train`, with its folder held meanwhile."
+    "`train`, with its folder held meanwhile by the process that writes; what stops one process stops all."
     @wraps(run)
     def held(models, images, cfg, folder, *args, **kwargs):
-        with sole(folder): return run(models, images, cfg, folder, *args, **kwargs)
+        try:
+            everyone = join(cfg.device)
+            with everyone.together(), ExitStack() as holding:
+                everyone.from_main(lambda: holding.enter_context(sole(folder)))
+                return run(models, images, cfg, folder, *args, **kwargs)
+        except ProcessError as e: raise TrainingError(str(e)) from e
     return held
+
+def refuse_whole_batch(cfg: Config, models: dict[str, nn.Module]) -> None:
+    "Raise `ConfigError` for what takes statistics over the whole batch, of which several processes have a share each."
+    whole = [f"{k} {v!r}" for k, v in dict(scope="batch", decoder_variance="optimal", gate="shuffled_images").items() if getattr(cfg, k) == v]
+    whole += [f"{name}'s {part}" for name, model in models.items() if (part := whole_batch(model))]
+    if whole: raise ConfigError(f"{' and '.join(whole)} cannot be computed by several processes, each of which sees a share of the batch: train on one.")
 
 def start_run(folder: Path, learners: dict[str, Learner], cfg: Config) -> int:
     "Open a run folder: returns the epoch to go on from, with later rows dropped, or 0 with an earlier run's files removed. Raises `TrainingError`."
@@ -523,6 +545,16 @@ def start_run(folder: Path, learners: dict[str, Learner], cfg: Config) -> int:
         earlier = [folder/name for name in ("metrics.csv", "speed.csv", *(f"{name}.safetensors" for name in learners))]
         for path in (*earlier, *(folder/"recon").glob("epoch_*.png")): path.unlink(missing_ok=True)
         atomic_write(folder/"config.json", (json.dumps(describe_run(cfg), indent=1) + "\n").encode())
+    return done
+
+def open_run(folder: Path, learners: dict[str, Learner], images: Images, cfg: Config, everyone: Processes) -> int:
+    "`start_run` by the main process, whose state all learners then have. Raises `TrainingError` or `ProcessError`."
+    if everyone.count == 1: return start_run(folder, learners, cfg)
+    asked = asdict(cfg), images.name, len(images), list(learners)
+    if everyone.from_main(lambda: asked) != asked: raise TrainingError(f"Process {everyone.rank} has another config, other images or other models than the main process: give all the same.")
+    state = lambda: {name: learner.state() for name, learner in learners.items()}
+    done, states = everyone.from_main(lambda: (start_run(folder, learners, cfg), state()))
+    for name, learner in learners.items(): learner.load(*states[name])
     return done
 
 def kept(folder: Path) -> str:
@@ -554,37 +586,46 @@ def train(
     log: Callable[[dict], None] | None = None,  # given each row that goes to metrics.csv, for a tracker
 ) -> None:
     "Train the models and leave metrics, config and weights in `folder`; goes on from a checkpoint. Raises `TrainingError`."
-    folder, images = Path(folder), images.to(cfg.device)
+    folder, images, everyone = Path(folder), images.to(cfg.device), join(cfg.device)
+    if everyone.count > 1: refuse_whole_batch(cfg, models)
     if not len(images): raise TrainingError(f"{images.name} has no images to train on: choose another dataset or a larger train_images.")
     steps = cfg.epochs * math.ceil(len(images) / cfg.batch_size)
     learners = {name: Learner(model, cfg, steps) for name, model in models.items()}
-    done = start_run(folder, learners, cfg)
+    done = open_run(folder, learners, images, cfg, everyone)
+    stays = lambda: kept(folder) if everyone.main else "The main process says what is kept."
     per_epoch, last_save = len(models) * len(images), time.monotonic()
     try:
         with tqdm(total=cfg.epochs * per_epoch, initial=done * per_epoch, unit="img", unit_scale=True,
-                  mininterval=5, file=sys.stdout) as bar:
+                  mininterval=5, file=sys.stdout, disable=not everyone.main) as bar:
             for epoch in range(done + 1, cfg.epochs + 1):
                 for name, learner in learners.items():
                     start = time.perf_counter()
-                    row = dict(model=name) | train_epoch(learner, images, cfg, epoch, bar)
+                    row = dict(model=name) | train_epoch(learner, images, cfg, epoch, bar, everyone)
                     seconds = time.perf_counter() - start
+                    if not everyone.main: continue
                     if evaluate and cfg.evaluates(epoch): row |= evaluate(learner.model, epoch)
                     append_row(folder/"metrics.csv", row)
                     if log: log(row)
                     speed = dict(seconds=round(seconds, 4), images_per_s=round(len(images) / seconds, 1))
                     append_row(folder/"speed.csv", dict(model=name, epoch=epoch) | speed)
                     bar.set_postfix_str(f"epoch {epoch}/{cfg.epochs}, {name} loss {row['train_loss']:.1f}", refresh=False)
+                if not everyone.main: continue
                 if draw and epoch in cfg.grid_epochs: draw(models, epoch)
                 if epoch == cfg.epochs or time.monotonic() - last_save >= checkpoint_seconds:
                     save_checkpoint(folder/CHECKPOINT, learners, cfg, epoch)
                     last_save = time.monotonic()
-    except TrainingError as e: raise TrainingError(f"{e}: the run stopped. {kept(folder)} A lower lr is the usual remedy.") from e
-    except KeyboardInterrupt: print(f"\nStopped. {kept(folder)}"); raise
+    except TrainingError as e: raise TrainingError(f"{e}: the run stopped. {stays()} A lower lr is the usual remedy.") from e
+    except ProcessError as e: raise TrainingError(f"{e} {stays()}") from e
+    except KeyboardInterrupt:
+        if everyone.main: print(f"\nStopped. {kept(folder)}")
+        raise
     except OSError as e: raise TrainingError(out_of_room(e, folder)) from e
     try:
-        for name, model in models.items(): save_weights(model, folder/f"{name}.safetensors")
+        if everyone.main:
+            for name, model in models.items(): save_weights(model, folder/f"{name}.safetensors")
     except OSError as e: raise TrainingError(out_of_room(e, folder)) from e
-    (folder/PREVIOUS).unlink(missing_ok=True)  # the run is finished
+    if everyone.main: (folder/PREVIOUS).unlink(missing_ok=True)  # the run is finished
+    everyone.wait()  # until it is written
 
 # %% ../nbs/04_training.ipynb #cell-42
 def load_run(
@@ -614,14 +655,25 @@ def trained(
     "Train the models in place, or give them the weights of a finished run of the same config and images. Raises `TrainingError`."
     folder, digest = Path(folder), Path(folder)/"images.sha256"
     weights = {name: folder/f"{name}.safetensors" for name in models}
-    finished = all(path.exists() for path in (digest, folder/"config.json", *weights.values()))
-    if finished and digest.read_text() == images.sha256() and not differing(read_config(folder), cfg):
-        try:
-            for name, path in weights.items(): load_weights(models[name], path)
-            return False
-        except DataError as e: raise TrainingError(f"{e} Delete {folder} to train again.") from e
-    digest.unlink(missing_ok=True)
+    def found() -> dict[str, dict] | None:
+        "The weights of a finished run; `None`: there is none, and its sign is gone."
+        finished = all(path.exists() for path in (digest, folder/"config.json", *weights.values()))
+        if finished and digest.read_text() == images.sha256() and not differing(read_config(folder), cfg):
+            try:
+                for name, path in weights.items(): load_weights(models[name], path)
+                return {name: model.state_dict() for name, model in models.items()}
+            except DataError as e: raise TrainingError(f"{e} Delete {folder} to train again.") from e
+        digest.unlink(missing_ok=True)
+    try:
+        everyone = join(cfg.device)
+        states = everyone.from_main(found)
+    except ProcessError as e: raise TrainingError(str(e)) from e
+    if states:
+        if not everyone.main:
+            for name, model in models.items(): model.load_state_dict(states[name])
+        return False
     train(models, images, cfg, folder, evaluate)
-    atomic_write(digest, images.sha256().encode())
-    (folder/CHECKPOINT).unlink()
+    if everyone.main:
+        atomic_write(digest, images.sha256().encode())
+        (folder/CHECKPOINT).unlink()
     return True

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 from .data import DataError
 from .evaluation import COLOURS
+from .processes import join
 from .training import CHECKPOINT, PREVIOUS, Config, ConfigError, read_checkpoint
 
 # %% ../nbs/19_watching.ipynb #cell-06
@@ -274,7 +275,7 @@ def tracking(
 ) -> Iterator[Callable[[dict], None] | None]:  # for the argument `log` of `train`
     "A tracker for the length of a run. Raises `ConfigError`."
     check_tracker(name)
-    if name is None: yield None; return
+    if name is None or not join(cfg.device).main: yield None; return  # of several processes one writes
     from accelerate import Accelerator  # only here: it is an extra
     folder, done = Path(folder), resumed_epoch(folder)
     folder.mkdir(parents=True, exist_ok=True)
