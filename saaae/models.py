@@ -8,6 +8,7 @@ __all__ = ['PLACES', 'CHANNELS', 'PRETRAINED', 'GATES', 'conv_encoder', 'conv_de
 
 # %% ../nbs/03_models.ipynb #cell-02
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -142,7 +143,8 @@ class VAE(nn.Module, OnDemand, PyTorchModelHubMixin, library_name="saaae", licen
         features: torch.Tensor,                # of the encoder
     ) -> tuple[torch.Tensor, torch.Tensor]:    # mu and logvar
         "The posterior's parameters, in the weights' own precision also where the networks compute in less (autocast)."
-        with torch.autocast(features.device.type, enabled=False):
+        device = features.device.type
+        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             features = features.to(self.to_mu.weight.dtype)
             return self.to_mu(features), self.to_logvar(features)
 
