@@ -228,7 +228,8 @@ def source_key(root: Path, files: list[Path], *how) -> str:
     "What decides the pixels: the files' names, sizes and times of change, how they are read, and by which versions."
     digest = hashlib.sha256(repr((RECIPE, PIL.__version__, np.__version__, how)).encode())
     for path in files:
-        found = path.stat()
+        try: found = path.stat()
+        except OSError: found = path.lstat()  # a link to nowhere, which reading will name
         digest.update(f"{path.relative_to(root)}\0{found.st_size}\0{found.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
@@ -336,7 +337,7 @@ def cached(
         raise OSError(errno.EIO, "what is read is not what was written")
     except OSError as e:
         if needed: raise
-        warnings.warn(f"{path} cannot be written ({e.strerror}): the images are kept in memory and made again at the next start.", stacklevel=2)
+        warnings.warn(f"{path} cannot be written ({e.strerror or e}): the images are kept in memory and made again at the next start.", stacklevel=2)
     about, pictures = make()
     return gather(about, pictures), about
 
@@ -452,10 +453,10 @@ def photos64(
         raise DataError(f"photos64 is not in {root}: run from a clone of the repository, or pass its `data/photos64` as root.")
     check_split(split)
     if not 1 <= size <= 64: raise DataError(f"photos64 gives crops of 1 to 64 pixels, not {size}.")
-    files = [root/"photographs.csv", *sorted((root/"photographs").iterdir())]
+    files = [root/"photographs.csv", *sorted((root/"photographs").glob("*"))]
     path, key, whole = cache_path(root, split, size), source_key(root, files, split, size), N_CROPS[split]
     if n is None: images, _ = cached(path, key, lambda: cut_crops(root, split, whole, size))
-    elif n <= whole and (found := read_cache(path, key)): images = found[0].first(n)
+    elif n <= whole and (found := open_cache(path)) and found[1]["key"] == key: images = found[0].first(n)
     else: images = gather(*cut_crops(root, split, n, size))
     if size == 64 and len(images) >= N_CROPS[split]:
         if images.first(N_CROPS[split]).sha256() != json.loads((root/"crops.json").read_text())[split]:
