@@ -9,8 +9,8 @@ __all__ = ['DATA', 'FULL', 'MAX_HEADER', 'RECIPE', 'Pictures', 'HEAD', 'IN_MEMOR
            'cache_header', 'write_cache', 'open_cache', 'load_cache', 'save_cache', 'read_cache', 'one_maker', 'cached',
            'normalise', 'to_unit', 'read_image', 'box_weights', 'box_resize', 'load_photographs', 'random_crop',
            'cut_crops', 'photos64', 'stl10_errors', 'resize_stl10', 'stl10', 'find_images', 'split_images',
-           'read_folder', 'folder_images', 'load_images', 'stream_seed', 'batch_indices', 'batches', 'label_batches',
-           'patch_mask', 'Corruption']
+           'read_folder', 'folder_images', 'load_images', 'stream_seed', 'batch_indices', 'batch_at', 'batches',
+           'label_batches', 'patch_mask', 'Corruption']
 
 # %% ../nbs/00_data.ipynb #cell-02
 import csv, errno, fcntl, hashlib, io, itertools, json, math, os, re, tarfile, warnings, zlib
@@ -608,6 +608,14 @@ def batch_indices(
     if seed is not None: order = torch.randperm(len(images), generator=torch.Generator().manual_seed(stream_seed(seed, "order", epoch)))
     return order.to(images.pixels.device).split(batch_size)
 
+def batch_at(
+    images: Images,
+    index: torch.Tensor,  # int64 `[b]`, on the device of the pixels
+) -> tuple[torch.Tensor, torch.Tensor]:  # float32 `[b, 3, h, w]` in [-1, 1] and int64 `[b]`, on the device of the labels
+    "The images at these places, ready for a model, and their labels."
+    device = images.labels.device
+    return normalise(images.pixels[index].to(device)), images.labels[index.to(device)]
+
 def batches(
     images: Images,
     batch_size: int,              # the last batch may be smaller
@@ -615,7 +623,7 @@ def batches(
     epoch: int = 0,               # with a seed: which of its orders
 ) -> Iterator[torch.Tensor]:      # float32 `[b, 3, h, w]` in [-1, 1], on the device of `images`
     "The images, batch by batch."
-    for index in batch_indices(images, batch_size, seed, epoch): yield normalise(images.pixels[index].to(images.labels.device))
+    for index in batch_indices(images, batch_size, seed, epoch): yield batch_at(images, index)[0]
 
 def label_batches(
     images: Images,
