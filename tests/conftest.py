@@ -1,11 +1,13 @@
 "What tests share: notebooks run by papermill, a miniature STL-10, and the closing line that counts: `N passed, N failed`."
-import csv, json, os, shutil, subprocess, sys
+import csv, json, os, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 os.environ.setdefault("MPLBACKEND", "agg")
+CACHE = tempfile.TemporaryDirectory(prefix="saaae-cache-")  # of this session: not the user's
+os.environ["XDG_CACHE_HOME"] = CACHE.name
 ROOT = Path(__file__).parent.parent
 
 
@@ -42,6 +44,7 @@ def checkout(tmp_path):
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config):
+    CACHE.cleanup()
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None: return
     count = lambda *kinds: sum(len(reporter.stats.get(kind, [])) for kind in kinds)
