@@ -33,7 +33,7 @@ from tqdm import tqdm
 from . import __version__
 from .aims import AIMS, aim_weights
 from .attention import ATTENTION
-from .data import DATA, FULL, Corruption, DataError, Images, atomic_write, batch_indices, load_weights, normalise, patch_mask, read_tensors, save_tensors, stream_seed
+from .data import DATA, FULL, Corruption, DataError, Images, atomic_write, batch_at, batch_indices, load_weights, patch_mask, read_tensors, save_tensors, stream_seed
 from .models import GATES, PLACES, SAAAE, ClassConditional, Conditioned
 from .processes import ProcessError, Processes, join, whole_batch
 from .reparameterization import KL_KINDS, SCOPES
@@ -360,7 +360,7 @@ def train_epoch(
     with float32_as(cfg):
         for step, index in enumerate(batch_indices(images, cfg.batch_size, cfg.seed, epoch)):
             n, (own, counts) = len(index), everyone.computes(len(index))
-            x, y = normalise(images.pixels[index[own]]), images.labels[index[own]]
+            x, y = batch_at(images, index[own])
             x = x.contiguous(memory_format=torch.channels_last)
             rewind_bank(noise, cfg, step)
             hidden = patch_mask(cfg.corruption.corners(n, x.shape[-1], masks)[own].to(x.device), cfg.patch_size, x.shape[-1])
