@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOOPS', 'GROWTH', 'Published', 'loss_difference', 'Pictures', 'hide', 'straight_line', 'resized', 'pythae_trainer',
            'ours', 'cuda_ready', 'peak_bytes', 'work', 'Turns', 'matmul_rate', 'machine', 'compare', 'summary', 'grow',
-           'seconds_to_first_step']
+           'seconds_to_first_step', 'read']
 
 # %% ../nbs/21_benchmark.ipynb #cell-02
 import json, math, os, platform, re, resource, statistics, subprocess, sys, time
@@ -320,3 +320,19 @@ def seconds_to_first_step(
     begun = time.perf_counter()
     subprocess.run([sys.executable, "-c", program, json.dumps(asdict(cfg))], check=True)
     return time.perf_counter() - begun
+
+# %% ../nbs/21_benchmark.ipynb #cell-21
+def read(
+    n: int,         # images
+    size: int = 64, # side in pixels
+) -> dict[str, float]:
+    "Seconds to open a cache of `n` random images, images a second in an epoch of batches of 256, and the most anonymous memory in MB, of a process of its own."
+    program = "\n".join([
+        "import re, sys, tempfile, time", "from pathlib import Path", "import numpy as np", "from saaae.data import batches, gather, open_cache, write_cache",
+        "n, size = map(int, sys.argv[1:])", "memory = lambda: int(re.search(r'RssAnon:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) * 1024 / 1e6",
+        "with tempfile.TemporaryDirectory() as folder:", "    path, random = Path(folder)/'cache.safetensors', np.random.RandomState(0)",
+        "    write_cache(path, dict(classes=['images'], name='random'), ((random.randint(0, 256, (3, size, size)).astype(np.uint8), 0, i) for i in range(n)))",
+        "    begun = time.perf_counter()", "    images, _ = open_cache(path)", "    opened, peak, begun = time.perf_counter() - begun, memory(), time.perf_counter()",
+        "    for x in batches(images, 256, seed=0, epoch=1): peak = max(peak, memory())", "    print(opened, n / (time.perf_counter() - begun), peak)"])
+    run = subprocess.run([sys.executable, "-c", program, str(n), str(size)], check=True, stdout=subprocess.PIPE, text=True)
+    return dict(zip(("seconds_to_open", "images_per_s", "anonymous_mb"), map(float, run.stdout.split())))
