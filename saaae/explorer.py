@@ -9,7 +9,7 @@ __all__ = ['MAX_PIXELS', 'NOTHING', 'PAINTED', 'CORRUPTIONS', 'EXPLORER_GATES', 
            'explore', 'save', 'reproduce', 'Explorer', 'answer_times']
 
 # %% ../nbs/18_explorer.ipynb #cell-02
-import base64, hashlib, io, json, time, warnings
+import base64, hashlib, io, json, re, time, warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw, ImageOps
 from .data import DataError, Images, atomic_write, find_images, normalise, read_image, stream_seed, to_unit
 from .evaluation import overlay
 from .masks import KINDS, evaluation_masks
-from .models import SAAAE, VAE
+from .models import PRETRAINED, SAAAE, VAE
 from .precision import region_profile, sensitivity_profile
 from .reparameterization import AnchoredGaussian, RateError, meet_rate, noise_gate
 from .restoration import NOISES
@@ -38,8 +38,11 @@ class ExploreError(ValueError):
 def load_pair(
     source: str | Path = "photos64",  # the pair that ships, or the folder of a run
 ) -> dict[str, VAE]:                  # vae and saaae, on the CPU
-    "The two models to compare. Raises `ExploreError` if the run has another set of models."
-    if not Path(source).is_dir(): return {name: kind.from_pretrained(str(source)).eval() for name, kind in dict(vae=VAE, saaae=SAAAE).items()}
+    "The two models to compare. Raises `ExploreError` if there is no such pair, or the run has another set of models."
+    if not Path(source).is_dir():
+        if not (PRETRAINED/str(source)).is_dir() and not re.fullmatch(r"[\w.-]*\w/[\w.-]+", str(source)):
+            raise ExploreError(f"{source} is neither a pair that ships, nor the folder of a run, nor an owner/name on the Hub.")  # the Hub would be asked for minutes
+        return {name: kind.from_pretrained(str(source)).eval() for name, kind in dict(vae=VAE, saaae=SAAAE).items()}
     models = load_run(source, "cpu")[1]
     if set(models) != {"vae", "saaae"} or models["vae"].latent_shape != models["saaae"].latent_shape:
         raise ExploreError(f"{source} holds {', '.join(models)}: the explorer needs a vae and a saaae.")
@@ -350,9 +353,9 @@ class Explorer:
                     group("latent space", c["strip"], c["rank"], c["shift"], self.other, c["mix"])])])
         self.choose()
 
-    def say(self, sentence: object = "") -> None:
+    def say(self, sentence: object = "", colour: str = "#b00") -> None:
         "Show one sentence, or none."
-        self.message.value = f"<p style='color:#b00'>{str(sentence).replace('&', '&amp;').replace('<', '&lt;')}</p>" if sentence else ""
+        self.message.value = f"<p style='color:{colour}'>{str(sentence).replace('&', '&amp;').replace('<', '&lt;')}</p>" if sentence else ""
 
     def take(self, pixels: np.ndarray) -> None:
         "Show another image, uint8 `[h, h, 3]`."
@@ -443,7 +446,7 @@ class Explorer:
         "Save the picture and its settings; `saved` is the path of the JSON."
         try: self.saved = save(self.settings, self.models, self.out)
         except (DataError, ExploreError, RateError, OSError) as e: return self.say(e)
-        self.say(f"Saved as {self.saved} and {self.saved.with_suffix('.png').name}.")
+        self.say(f"Saved as {self.saved} and {self.saved.with_suffix('.png').name}.", "#060")
 
 # %% ../nbs/18_explorer.ipynb #cell-28
 def answer_times(explorer: Explorer) -> pd.DataFrame:  # columns control, ms
