@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 PAGES = ("README.md", "nbs/*.ipynb", "results/*/*.ipynb", "results/evidence/verdict.md", "results/precision/tries.md", "data/*/README.md", "saaae/pretrained/*/README.md")
-SHOWN = ("results/*/*.png", "results/*/*.md", "results/*/*/*.png", "results/compare/*")  # what the site's own pages show
+SHOWN = ("results/*/*.png", "results/*/*.md", "results/*/*/*.png", "results/compare/*", "results/bench/*.csv")  # what the site's own pages show
 MOVED = {"results/evidence/verdict.md": "results/evidence/effects.md"}  # beside verdict.ipynb, which would be the same page
 LINK = re.compile(r"(?<!`)(!?)\[([^\]\n]*)\]\(([^)\s]+)\)")
 LANGUAGE = {"name": "python", "pygments_lexer": "ipython3"}
