@@ -318,7 +318,7 @@ class Explorer:
         real = w.FloatSlider
         self.source = choice("images", ("test set", "folder", "upload"))
         self.folder = w.Text(description="folder", continuous_update=False)
-        self.upload = w.FileUpload(description="upload an image")
+        self.upload = w.FileUpload(description="upload")
         self.index, self.other = slider("image", 0, len(images) - 1), slider("other", 0, len(images) - 1, value=min(1, len(images) - 1))
         self.controls = dict(
             corruption=choice("corruption", CORRUPTIONS), which=slider("mask", 0, 1023), level=slider("level", 0, 1, .05, real, .2),

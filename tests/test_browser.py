@@ -12,6 +12,9 @@ ROOT = Path(__file__).parent.parent
 def lab(tmp_path):
     "The address of JupyterLab on a copy of the explorer."
     shutil.copy(ROOT/"nbs/explore.ipynb", tmp_path)
+    settings = tmp_path/"settings"/"@jupyterlab"/"apputils-extension"/"notification.jupyterlab-settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('{"fetchNews": "false"}')  # it would ask, in front of the controls
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -95,7 +98,8 @@ def test_a_person_explores(lab, tmp_path):
 
         src = picture.get_attribute("src")
         Image.new("RGB", (90, 50), (250, 10, 30)).save(tmp_path/"red.png")
-        view.locator("input[type=file]").set_input_files(tmp_path/"red.png")
+        with page.expect_file_chooser() as chooser: view.get_by_role("button", name="upload").click()
+        chooser.value.set_files(tmp_path/"red.png")
         uploaded, uploaded_numbers = changed(src, "the upload")
         assert (part(uploaded, 0) == (250, 10, 30)).all() and uploaded_numbers != brushed_numbers
         browser.close()
