@@ -7,7 +7,7 @@
 # make models      train the models that ship again (minutes; can be stopped and continued), into saaae/pretrained/
 # make bench       training at the published widths beside other loops: images a second, memory, share of the machine's limit (a quarter of an hour)
 # make full        the published schedule whole, on photos64: 3,000 epochs of both models, for a machine with a CUDA device
-# make test        the tests, but for those over a minute
+# make test        the tests, but for those over a minute; two processes of one thread each
 # make test-slow   those over a minute; CI runs both
 # make explore     JupyterLab on the explorer: nothing to train, nothing to set
 # make watch       JupyterLab on the notebook that follows runs while they train
@@ -75,7 +75,7 @@ full: .venv/installed
 	@echo "The results are in results/full: summary.md is the table, recon/ has the pictures, speed.csv the time of each epoch."
 
 test: .venv/installed
-	@$(BIN)/python -m pytest -q -m "not slow" tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" tests
 
 test-slow: .venv/installed
 	@$(BIN)/python -m pytest -q -m slow tests

@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['LOOPS', 'GROWTH', 'Published', 'loss_difference', 'Pictures', 'hide', 'straight_line', 'resized', 'pythae_trainer',
            'ours', 'cuda_ready', 'peak_bytes', 'work', 'Turns', 'matmul_rate', 'machine', 'compare', 'summary', 'grow',
-           'seconds_to_first_step', 'read']
+           'in_a_process', 'take_a_step', 'seconds_to_first_step', 'read_here', 'read']
 
 # %% ../nbs/21_benchmark.ipynb #cell-02
-import json, math, os, platform, re, resource, statistics, subprocess, sys, time
+import json, os, platform, re, resource, subprocess, sys, tempfile, time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -22,8 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from .attention import PatchAttention
-from .data import Images, batches
-from .training import Config, Learner, build_model, configure, generator, mask_stream, train_epoch
+from .data import Images, batches, load_images, open_cache, write_cache
+from .training import Config, Learner, build_model, build_models, configure, float32_as, generator, mask_stream, train_epoch
 
 # %% ../nbs/21_benchmark.ipynb #cell-05
 class Published(nn.Module):
@@ -81,9 +83,10 @@ def loss_difference(
         ours = train_epoch(learner, images, cfg, epoch)["train_loss"]
         x = next(batches(images, cfg.batch_size, cfg.seed, epoch))
         corrupted, _ = cfg.corruption(x, mask_stream(cfg, epoch, len(x)), torch.Generator())
-        loss = plain.loss(x, corrupted, generator(cfg, "noise", epoch))
-        optimizer.zero_grad()
-        loss.backward()
+        with float32_as(cfg):
+            loss = plain.loss(x, corrupted, generator(cfg, "noise", epoch))
+            optimizer.zero_grad()
+            loss.backward()
         optimizer.step()
         worst = max(worst, abs(ours / (loss.item() / len(x)) - 1))
     return worst
@@ -133,7 +136,6 @@ def resized(cfg: Config, pictures: np.ndarray) -> Images:
 
 def pythae_trainer(cfg: Config, pictures: np.ndarray) -> Callable[[], object]:
     "pythae's trainer around the plain network."
-    import tempfile
     from pythae.data.datasets import BaseDataset
     from pythae.models.base import BaseAE, BaseAEConfig
     from pythae.models.base.base_utils import ModelOutput
@@ -260,18 +262,16 @@ def compare(
 ) -> pd.DataFrame:       # one row a loop
     "Loops in turn, the order reversed every other round."
     turns, rows = [], []
-    try:
+    with ExitStack() as stack:
         for loop in loops:
-            turns.append(Turns(loop, cfg, steps * cfg.batch_size))
+            turns.append(stack.enter_context(Turns(loop, cfg, steps * cfg.batch_size)))
             told(f"{loop} is ready")
-        for round in range(rounds):
-            answers = {t.name: t.epoch() for t in (turns if round % 2 else turns[::-1])}
+        for turn in range(rounds):
+            answers = {t.name: t.epoch() for t in (turns if turn % 2 else turns[::-1])}
             limit = matmul_rate(cfg.device, cfg.arithmetic)
-            rows += [dict(loop=t.name, round=round, limit_share=t.flops * answers[t.name]["images_per_s"] / limit, matmul_gflops=limit / 1e9, **answers[t.name],
+            rows += [dict(loop=t.name, limit_share=t.flops * answers[t.name]["images_per_s"] / limit, matmul_gflops=limit / 1e9, **answers[t.name],
                           ratio=answers[t.name]["images_per_s"] / answers[loops[0]]["images_per_s"]) for t in turns]
-            told(f"round {round + 1} of {rounds}: " + ", ".join(f"{name} {a['images_per_s']:.1f}" for name, a in answers.items()) + f" images/s, matmul {limit / 1e9:.0f} GFLOP/s")
-    finally:
-        for t in turns: t.__exit__()
+            told(f"round {turn + 1} of {rounds}: " + ", ".join(f"{name} {a['images_per_s']:.1f}" for name, a in answers.items()) + f" images/s, matmul {limit / 1e9:.0f} GFLOP/s")
     return summary(pd.DataFrame(rows), {t.name: t.flops / 1e9 for t in turns})
 
 def summary(
@@ -309,30 +309,46 @@ def grow(
             told(", ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
     return pd.DataFrame(rows, columns=["grows", "value", "weights", "images_per_s", "gflop_per_image", "peak_mb"])
 
+def in_a_process(
+    call: str,  # an expression over this module
+) -> object:    # its value, by way of JSON
+    "Evaluate in a process of its own."
+    program = f"import json; from saaae.benchmark import *; print(json.dumps({call}))"
+    run = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(run.stdout.splitlines()[-1])
+
+def take_a_step(config: dict) -> float:  # the loss
+    "Load all images, build both models and take a training step: what a run does before its second step."
+    cfg = configure(**config)
+    train, _ = (load_images(cfg.dataset, split, cfg.image_size) for split in ("train", "test"))
+    learner = Learner(build_models(cfg)["saaae"], cfg, 1)
+    return train_epoch(learner, train.first(cfg.batch_size).to(cfg.device), cfg, 1)["train_loss"]
+
 def seconds_to_first_step(
     cfg: Config,  # on images that are in the cache
 ) -> float:
-    "From the start of a Python process until it has loaded all images, built both models and taken a training step: what a run does before its second step."
-    program = "\n".join([
-        "import json, sys", "from saaae.data import load_images", "from saaae.training import Learner, build_models, configure, train_epoch",
-        "cfg = configure(**json.loads(sys.argv[1]))", "train, test = (load_images(cfg.dataset, split, cfg.image_size) for split in ('train', 'test'))",
-        "models = build_models(cfg)", "train_epoch(Learner(models['saaae'], cfg, 1), train.first(cfg.batch_size).to(cfg.device), cfg, 1)"])
+    "From the start of a Python process to the end of a first step."
     begun = time.perf_counter()
-    subprocess.run([sys.executable, "-c", program, json.dumps(asdict(cfg))], check=True)
+    in_a_process(f"take_a_step({asdict(cfg)!r})")
     return time.perf_counter() - begun
 
 # %% ../nbs/21_benchmark.ipynb #cell-21
+def read_here(n: int, size: int) -> dict[str, float]:
+    "`read`, in this process."
+    memory = lambda: int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024 / 1e6
+    with tempfile.TemporaryDirectory() as folder:
+        path, random = Path(folder)/"cache.safetensors", np.random.RandomState(0)
+        pictures = ((random.randint(0, 256, (3, size, size)).astype(np.uint8), 0, i) for i in range(n))
+        write_cache(path, dict(classes=["images"], name="random"), pictures)
+        begun = time.perf_counter()
+        images, _ = open_cache(path)
+        opened, peak, begun = time.perf_counter() - begun, memory(), time.perf_counter()
+        for x in batches(images, 256, seed=0, epoch=1): peak = max(peak, memory())
+        return dict(seconds_to_open=opened, images_per_s=n / (time.perf_counter() - begun), anonymous_mb=peak)
+
 def read(
     n: int,         # images
     size: int = 64, # side in pixels
 ) -> dict[str, float]:
-    "Seconds to open a cache of `n` random images, images a second in an epoch of batches of 256, and the most anonymous memory in MB, of a process of its own."
-    program = "\n".join([
-        "import re, sys, tempfile, time", "from pathlib import Path", "import numpy as np", "from saaae.data import batches, gather, open_cache, write_cache",
-        "n, size = map(int, sys.argv[1:])", "memory = lambda: int(re.search(r'RssAnon:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) * 1024 / 1e6",
-        "with tempfile.TemporaryDirectory() as folder:", "    path, random = Path(folder)/'cache.safetensors', np.random.RandomState(0)",
-        "    write_cache(path, dict(classes=['images'], name='random'), ((random.randint(0, 256, (3, size, size)).astype(np.uint8), 0, i) for i in range(n)))",
-        "    begun = time.perf_counter()", "    images, _ = open_cache(path)", "    opened, peak, begun = time.perf_counter() - begun, memory(), time.perf_counter()",
-        "    for x in batches(images, 256, seed=0, epoch=1): peak = max(peak, memory())", "    print(opened, n / (time.perf_counter() - begun), peak)"])
-    run = subprocess.run([sys.executable, "-c", program, str(n), str(size)], check=True, stdout=subprocess.PIPE, text=True)
-    return dict(zip(("seconds_to_open", "images_per_s", "anonymous_mb"), map(float, run.stdout.split())))
+    "Seconds to open a cache of random images, images a second in an epoch of batches of 256, and the most anonymous memory in MB, of a process of its own (Linux)."
+    return in_a_process(f"read_here({n}, {size})")
