@@ -11,6 +11,7 @@ import copy, json, math
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any, Self, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -85,11 +86,11 @@ def parts(
 # %% ../nbs/13_anchor.ipynb #cell-14
 class Anchored:
     "What the classes of anchored models share; they are made by `anchored`, their models by `anchor`."
-    def __init__(self, *args, **kwargs): raise TypeError(f"An anchored {type(self).__name__} is made by anchor(model) or from_pretrained(folder).")
+    def __init__(self, *args: Any, **kwargs: Any): raise TypeError(f"An anchored {type(self).__name__} is made by anchor(model) or from_pretrained(folder).")
 
     def _get_name(self) -> str: return f"Anchored{type(self).__name__}"  # in torch's printout
 
-    def __reduce_ex__(self, protocol):
+    def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
         "Copies and pickles go by the model's own class, as this one is in no module."
         _, _, *state = super().__reduce_ex__(protocol)
         return blank, (self.original,), *state
@@ -102,21 +103,21 @@ class Anchored:
 
 class AnchoredPosterior(Anchored):
     "`posterior` gives an `AnchoredGaussian`: its gate stays visible, and the KL is charged as one asks."
-    def posterior(self, x: torch.Tensor, *args, **kwargs) -> AnchoredGaussian:
+    def posterior(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> AnchoredGaussian:
         "q(z | x) with its noise gated."
         q = super().posterior(x, *args, **kwargs)
         return AnchoredGaussian(q.mu, q.logvar, self.anchor(x) * q.gate)
 
 class AnchoredEncode(Anchored):
     "`encode` reports the gated variance."
-    def encode(self, x: torch.Tensor, *args, **kwargs) -> object:
+    def encode(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> object:
         "What the model's own `encode` returns, the gate in its variance."
         _, logvar, put = parts(super().encode(x, *args, **kwargs))
         return put(logvar + 2 * self.anchor(x).log())
 
 class AnchoredEncoder(Anchored):
     "An encoder, called as a module, that reports the gated variance."
-    def forward(self, x: torch.Tensor, *args, **kwargs) -> object:
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> object:
         "What the encoder's own `forward` returns, the gate in its variance; features of inner layers alone are passed on."
         code = super().forward(x, *args, **kwargs)
         if not hasattr(code, "log_covariance"): return code
@@ -153,7 +154,7 @@ ANCHOR = "anchor.safetensors"
 
 def anchor_path(
     folder: str | Path,  # or a repository on the Hub
-    **where,             # subfolder, and what `hf_hub_download` takes
+    **where: Any,        # subfolder, and what `hf_hub_download` takes
 ) -> Path:
     "The file with the gate. Raises `FileNotFoundError` if a folder has none."
     inside = Path(folder, where.get("subfolder") or "")
@@ -167,7 +168,7 @@ class Pretrained:
         self,
         folder: str | Path,
         push_to_hub: bool = False,  # is refused: `push_to_hub(repo_id)` sends model and gate
-        **kwargs,                   # of the model's own `save_pretrained`
+        **kwargs: Any,              # of the model's own `save_pretrained`
     ) -> None:
         "Leave the plain model and the gate in a folder. Raises `ValueError`."
         if push_to_hub: raise ValueError("push_to_hub: save first; model.push_to_hub(repo_id) then sends model and gate.")
@@ -182,8 +183,8 @@ class Pretrained:
         cls,
         folder: str | Path,                    # or a repository on the Hub
         attention: nn.Module | None = None,    # a module like the one that was saved, if it was not a named one
-        **kwargs,                              # of the model's own `from_pretrained`
-    ) -> nn.Module:
+        **kwargs: Any,                         # of the model's own `from_pretrained`
+    ) -> Self:
         "The anchored model that was saved. Raises `FileNotFoundError` without a gate, `ValueError` for one that is damaged or needs `attention`."
         path = anchor_path(folder, **{k: kwargs[k] for k in ("subfolder", "revision", "token", "cache_dir", "force_download", "local_files_only") if k in kwargs})
         try:
@@ -224,8 +225,8 @@ def encoder_of(
 @torch.no_grad()
 def try_out(
     model: nn.Module,
-    call: Callable,          # takes a batch
-    shape: tuple[int, ...],  # of one input
+    call: Callable[[torch.Tensor], object],  # takes a batch
+    shape: tuple[int, ...],                  # of one input
 ) -> object:
     "What a call gives for one black image in evaluation mode; leaves modes and random generators as they were."
     weight = next(model.parameters(), torch.zeros(()))
@@ -248,13 +249,15 @@ def passes_by(
     finally: hook.remove()
     return not asked
 
+_VAE = TypeVar("_VAE", bound=nn.Module)
+
 def anchor(
-    vae: nn.Module,                        # ours, diffusers', pythae's, or any with encode(x) -> (mu, ln sigma^2)
+    vae: _VAE,                             # ours, diffusers', pythae's, or any with encode(x) -> (mu, ln sigma^2)
     attention: str | nn.Module = "patch",  # linear, patch, or a module of one's own (is copied): images -> scores `[b, latent]`
     floor: float = .1,                     # the gate where importance is 1, above 0, at most 1
     scope: str = "image",                  # how scores become importance: min-max over image or batch, or sigmoid
     image_size: int | tuple[int, ...] | None = None,  # side in pixels, or (channels, height, width); `None`: what the model says
-) -> nn.Module:                            # of a subclass of the model's class
+) -> _VAE:                                 # of a subclass of the model's class
     "A copy of a VAE whose noise is gated by attention. Raises `TypeError` for what is no such VAE, `ValueError` for a wrong value."
     encoder_of(vae)
     name, shape, model = type(vae).__name__, input_shape(vae, image_size), copy.deepcopy(vae)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -92,7 +93,7 @@ def loss_difference(
     return worst
 
 # %% ../nbs/21_benchmark.ipynb #cell-10
-class Pictures(Dataset):
+class Pictures(Dataset[torch.Tensor]):
     "uint8 pictures, each resized by PIL and made a tensor in [-1, 1] when it is asked for."
     def __init__(
         self,
@@ -208,7 +209,7 @@ class Turns:
         self.process = subprocess.Popen([sys.executable, "-c", "from saaae.benchmark import work; work()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.flops = self.ask(json.dumps(dict(loop=loop, config=asdict(cfg), images=images, side=side)))["flops"]
 
-    def ask(self, line: str) -> dict:
+    def ask(self, line: str) -> dict[str, float]:
         "Send a line and wait for the answer."
         try: print(line, file=self.process.stdin, flush=True)
         except BrokenPipeError: pass
@@ -216,11 +217,11 @@ class Turns:
         if not answer: raise RuntimeError(f"The loop {self.name} failed: {self.process.communicate()[1][-2000:]}")
         return json.loads(answer)
 
-    def epoch(self) -> dict: return self.ask("epoch")
+    def epoch(self) -> dict[str, float]: return self.ask("epoch")
 
     def __enter__(self) -> "Turns": return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.process.stdin.close()
         self.process.wait()
         for stream in (self.process.stdout, self.process.stderr): stream.close()
@@ -290,10 +291,10 @@ GROWTH = dict(image_size=(32, 64, 128, 256), batch_size=(16, 64, 256), latent=(3
 
 def grow(
     cfg: Config,
-    points: dict[str, tuple] = GROWTH,    # what grows: a field of the config, and its values
+    points: dict[str, tuple[int, ...]] = GROWTH,  # what grows: a field of the config, and its values
     rounds: int = 3,
-    told: Callable[[str], None] = print,  # given a line of progress now and then
-) -> pd.DataFrame:                        # one row a point
+    told: Callable[[str], None] = print,          # given a line of progress now and then
+) -> pd.DataFrame:                                # one row a point
     "Our loop, one batch an epoch, with one field of the config changed at a time."
     rows = []
     for field, values in points.items():
@@ -317,7 +318,7 @@ def in_a_process(
     run = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(run.stdout.splitlines()[-1])
 
-def take_a_step(config: dict) -> float:  # the loss
+def take_a_step(config: dict[str, Any]) -> float:  # the loss
     "Load all images, build both models and take a training step: what a run does before its second step."
     cfg = configure(**config)
     train, _ = (load_images(cfg.dataset, split, cfg.image_size) for split in ("train", "test"))

@@ -12,6 +12,7 @@ from ast import literal_eval
 from contextlib import redirect_stdout
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import safetensors
@@ -45,7 +46,7 @@ def model_folder(
 
 def described(
     folder: Path,  # of `model_folder`
-) -> dict:
+) -> dict[str, Any]:
     "What a run wrote about itself: config, commit, versions, machine. Raises `CommandError`."
     path = folder/"run.json" if (folder/"run.json").exists() else folder/"config.json"
     try:

@@ -257,7 +257,7 @@ def read_codec(path: Path) -> Codec:
     except (safetensors.SafetensorError, ConfigError, KeyError, TypeError, RuntimeError, OSError) as e: raise CodecError(f"{path} cannot be read as a codec file ({e}).") from e
 
 def load_codec(
-    path: Path,  # a codec file, a run folder, or the weights of one of its models
+    path: str | Path,  # a codec file, a run folder, or the weights of one of its models
 ) -> Codec:
     "The codec of a run, its tables fitted on the run's training images where there are none yet. Raises `CodecError`."
     path = Path(path)
@@ -331,8 +331,8 @@ def convert(
 
 def convert_folder(
     model: Path,              # see `load_codec`
-    source: Path,             # a folder
-    out: Path,                # a folder, made if it is not there
+    source: str | Path,       # a folder
+    out: str | Path,          # a folder, made if it is not there
     rate_bits: float | None,
     encodes: bool,
 ) -> int:                     # how many files were refused

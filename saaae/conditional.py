@@ -63,8 +63,8 @@ def known_classes(
 # %% ../nbs/16_conditional.ipynb #cell-08
 def told(
     model: nn.Module,
-    y: torch.Tensor,  # labels, int64 `[b]`
-) -> dict:            # arguments for `posterior`, `decode` and `forward`
+    y: torch.Tensor,           # labels, int64 `[b]`
+) -> dict[str, torch.Tensor]:  # arguments for `posterior`, `decode` and `forward`
     "The label, for a model that is told it."
     return dict(y=y) if isinstance(model, ClassConditional) else {}
 

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import numpy as np
@@ -48,7 +49,7 @@ def check_split(split: str, splits: tuple[str, ...] = ("train", "test")) -> None
 # %% ../nbs/00_data.ipynb #cell-08
 @contextmanager
 def atomic_file(
-    path: Path,                    # the file to write or replace
+    path: str | Path,              # the file to write or replace
     previous: Path | None = None,  # where the file that was there goes; `None`: it is gone
 ) -> Iterator[io.BufferedWriter]:
     "A file to write to that becomes `path` when all is written, or never does. Raises `OSError` (disk full, no permission) and then leaves `path` as it was."
@@ -73,7 +74,7 @@ def atomic_write(
     with atomic_file(path, previous) as f: f.write(content)
 
 # %% ../nbs/00_data.ipynb #cell-11
-def tensors_sha256(tensors: dict[str, torch.Tensor], about: dict) -> str:
+def tensors_sha256(tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> str:
     "SHA-256 of names, types, shapes and numbers, and of what is said about them, as hexadecimal."
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name, t in sorted(tensors.items()):
@@ -84,7 +85,7 @@ def tensors_sha256(tensors: dict[str, torch.Tensor], about: dict) -> str:
 def save_tensors(
     path: Path,
     tensors: dict[str, torch.Tensor],  # on the CPU, contiguous
-    about: dict = {},                  # what is said about them, as JSON
+    about: dict[str, Any] = {},        # what is said about them, as JSON
     previous: Path | None = None,      # as for `atomic_write`
 ) -> None:
     "Write a safetensors file with its hash, whole or not at all. Raises `OSError`."
@@ -110,7 +111,7 @@ def check_header(path: Path) -> None:
 
 def read_tensors(
     path: Path,  # a safetensors file, from `save_tensors` or elsewhere
-) -> tuple[dict[str, torch.Tensor], dict]:  # tensors by name, and what is said about them; empty if the file is from elsewhere
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:  # tensors by name, and what is said about them; empty if the file is from elsewhere
     "Read a safetensors file, and its hash if it has one. Raises `DataError` for a file that is none, or not what was written."
     try:
         check_header(path)
@@ -205,7 +206,7 @@ RECIPE = 1  # to be raised when other pixels come of the same files
 Pictures = Iterator[tuple[np.ndarray, int, int]]  # uint8 `[3, h, w]`, all of one size; label; group
 
 def gather(
-    about: dict,  # classes and name
+    about: dict[str, Any],  # classes and name
     pictures: Pictures,
 ) -> Images:
     "Images that are kept in memory."
@@ -215,16 +216,16 @@ def gather(
     return Images(pixels, torch.tensor(labels).long(), torch.tensor(groups).long(), tuple(about["classes"]), about["name"])
 
 def cache_path(
-    root: Path,  # where the images come from
+    root: str | Path,  # where the images come from
     split: str,
-    size: int,   # side in pixels
+    size: int,         # side in pixels
 ) -> Path:
     "The cache file of a folder: one for each split and size."
     root = Path(root).resolve()
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")
     return base/"saaae"/f"{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:8]}"/f"{split}_{size}.safetensors"
 
-def source_key(root: Path, files: list[Path], *how) -> str:
+def source_key(root: Path, files: list[Path], *how: object) -> str:
     "What decides the pixels: the files' names, sizes and times of change, how they are read, and by which versions."
     digest = hashlib.sha256(repr((RECIPE, PIL.__version__, np.__version__, how)).encode())
     for path in files:
@@ -252,14 +253,14 @@ def cache_header(
 
 def write_cache(
     path: Path,
-    about: dict,         # classes and name, and what else is to be kept; read when all pictures are made
-    pictures: Pictures,  # taken one by one
-    key: str = "",       # of the source
+    about: dict[str, Any],  # classes and name, and what else is to be kept; read when all pictures are made
+    pictures: Pictures,     # taken one by one
+    key: str = "",          # of the source
 ) -> None:
     "Write a cache file, whole or not at all, with one picture in memory at a time. Raises `OSError`."
     labels, groups, shape, digest = array("q"), array("q"), (3, 0, 0), hashlib.sha256()
     with atomic_file(path) as f:
-        def put(content): f.write(content), digest.update(content)
+        def put(content: bytes) -> None: f.write(content), digest.update(content)
         f.write(bytes(HEAD))
         for picture, label, group in pictures:
             put(np.ascontiguousarray(picture))
@@ -271,7 +272,7 @@ def write_cache(
         f.seek(0)
         f.write(cache_header(len(labels), shape, len(said), digest.hexdigest()))
 
-def open_cache(path: Path) -> tuple[Images, dict] | None:
+def open_cache(path: Path) -> tuple[Images, dict[str, Any]] | None:
     "The images of a cache file and what is said of them; `None` if there is no such file or it is not exactly what was written."
     try:
         with safetensors.safe_open(path, "pt") as f:
@@ -301,7 +302,7 @@ def save_cache(path: Path, images: Images) -> None:
 def read_cache(
     path: Path,
     key: str,  # of the source as it is now
-) -> tuple[Images, dict] | None:
+) -> tuple[Images, dict[str, Any]] | None:
     "The images of a cache file and what is said of them; `None` if they have to be made (again), with a warning if the file is damaged."
     found = open_cache(path)
     if not found and path.exists(): warnings.warn(f"{path} is damaged and is made again.", stacklevel=2)
@@ -324,9 +325,9 @@ def one_maker(folder: Path) -> Iterator[bool]:  # whether another was waited for
 def cached(
     path: Path,
     key: str,  # of the source
-    make: Callable[[], tuple[dict, Pictures]],  # what `write_cache` takes
-    needed: bool = False,                       # raise `OSError` if the cache cannot be written; else keep the images in memory
-) -> tuple[Images, dict]:
+    make: Callable[[], tuple[dict[str, Any], Pictures]],  # what `write_cache` takes
+    needed: bool = False,                                 # raise `OSError` if the cache cannot be written; else keep the images in memory
+) -> tuple[Images, dict[str, Any]]:
     "The images of a cache file, which is made if it isn't there, and what is said of them."
     if found := read_cache(path, key): return found
     try:
@@ -394,7 +395,7 @@ def box_resize(
 def load_photographs(
     root: Path,  # the folder with `photographs.csv`
     split: str,  # train or test
-) -> tuple[list[dict], list[np.ndarray]]:  # rows of photographs.csv, and uint8 `[3, h, w]` each
+) -> tuple[list[dict[str, Any]], list[np.ndarray]]:  # rows of photographs.csv, and uint8 `[3, h, w]` each
     "The photographs of a split; each is checked against the hash of its pixels. Raises `DataError` if one is missing or differs."
     with open(root/"photographs.csv", newline="") as f: rows = [r for r in csv.DictReader(f) if r["split"] == split]
     photographs = []
@@ -433,7 +434,7 @@ def cut_crops(
     split: str,   # train or test
     n: int,       # how many. The first of more are the same.
     size: int,    # side in pixels, at most 64
-) -> tuple[dict, Pictures]:
+) -> tuple[dict[str, Any], Pictures]:
     "Cut `n` crops with content from the photographs of a split, dealt round them in turn."
     rows, photographs = load_photographs(root, split)
     classes, rng = sorted({r["class"] for r in rows}), np.random.RandomState(sorted(N_CROPS).index(split))
@@ -506,7 +507,7 @@ def stl10_errors(root: Path) -> Iterator[None]:
         raise DataError(f"STL-10 in {root} is truncated or damaged ({e}): "
                         f"delete {root/datasets.STL10.filename} and run again, {by_hand}.") from e
 
-def resize_stl10(root: Path, split: str, size: int) -> tuple[dict, Pictures]:
+def resize_stl10(root: Path, split: str, size: int) -> tuple[dict[str, Any], Pictures]:
     "STL-10 from its archive, image by image. Raises `DataError`, `OSError` and what downloads and archives raise."
     whole = _STL10(root, split, download=True)
     if fault := whole.fault(): raise DataError(f"STL-10 in {root} is damaged: {fault}. Delete {root/whole.base_folder} and run again.")
@@ -545,7 +546,7 @@ def read_folder(
     classes: list[str],
     name: str,
     size: int,                      # side in pixels
-) -> tuple[dict, Pictures]:
+) -> tuple[dict[str, Any], Pictures]:
     "The images of some files; those that cannot be read are added to `skipped` as they are met."
     about, shape = dict(classes=classes, name=name, skipped=[]), v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
     place = {name: i for i, name in enumerate(classes)}
@@ -558,7 +559,7 @@ def read_folder(
     return about, pictures()
 
 def folder_images(
-    root: Path,            # a folder of images, or of folders of images (one a class)
+    root: str | Path,      # a folder of images, or of folders of images (one a class)
     split: str = "train",  # train or test
     size: int = 64,        # side in pixels
 ) -> Images:

@@ -9,8 +9,9 @@ __all__ = ['COLOURS', 'LABELS', 'corrupted_batches', 'evaluate_images', 'evaluat
 
 # %% ../nbs/05_evaluation.ipynb #cell-02
 import io, math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -104,7 +105,7 @@ def overlay(
 # %% ../nbs/05_evaluation.ipynb #cell-13
 @torch.no_grad()
 def plot_grid(
-    models: dict[str, nn.Module],
+    models: Mapping[str, nn.Module],
     images: Images,
     cfg: Config,
     epoch: int,     # for the title
@@ -168,8 +169,8 @@ def plot_curves(
 # %% ../nbs/05_evaluation.ipynb #cell-18
 def save_figure(
     fig: Figure,
-    path: Path,
-    **kwargs,    # of `Figure.savefig`
+    path: str | Path,
+    **kwargs: Any,  # of `Figure.savefig`
 ) -> None:
     "Write a figure, whole or not at all. Raises `OSError`."
     fig.savefig(picture := io.BytesIO(), format=Path(path).suffix[1:], **kwargs)
@@ -185,7 +186,7 @@ def epochs_to_pass(
     return {name: int(passed[name]) if name in passed else None for name in metrics.model.unique()}
 
 def summarise(
-    models: dict[str, nn.Module],
+    models: Mapping[str, nn.Module],
     test: Images,           # the images of the figures
     train: Images,          # training images, for the figures whose names say train
     metrics: pd.DataFrame,  # metrics.csv
@@ -226,7 +227,7 @@ def to_markdown(
     return "\n".join([*lines, "", f"Images: {first['images']}, {first['n']:,}. Epochs: {first['epochs']:,}."]) + "\n"
 
 # %% ../nbs/05_evaluation.ipynb #cell-27
-def save_summary(summary: pd.DataFrame, folder: Path) -> None:
+def save_summary(summary: pd.DataFrame, folder: str | Path) -> None:
     "Write summary.csv and summary.md."
     atomic_write(Path(folder)/"summary.csv", summary.to_csv(index=False).encode())
     atomic_write(Path(folder)/"summary.md", to_markdown(summary).encode())

@@ -10,10 +10,11 @@ __all__ = ['MAX_PIXELS', 'NOTHING', 'PAINTED', 'CORRUPTIONS', 'EXPLORER_GATES', 
 
 # %% ../nbs/18_explorer.ipynb #cell-02
 import base64, hashlib, io, json, re, time, warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import ipywidgets as w
 import numpy as np
@@ -48,7 +49,7 @@ def load_pair(
         raise ExploreError(f"{source} holds {', '.join(models)}: the explorer needs a vae and a saaae.")
     return {name: models[name].eval() for name in ("vae", "saaae")}
 
-def fingerprint(models: dict[str, VAE]) -> str:
+def fingerprint(models: Mapping[str, VAE]) -> str:
     "SHA-256 of all weights, as hexadecimal."
     digest = hashlib.sha256()
     for name, model in models.items():
@@ -99,7 +100,7 @@ class Settings:
     mix: float = 0.                 # on the way from the code of the image, 0, to that of the other, 1
     strip: str = "traversal"        # the second row
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         try:
             for f in fields(self):
                 if f.name != "gate": check_field(f.name, f.type, getattr(self, f.name))  # a config's gates are other ones
@@ -236,7 +237,7 @@ def figures_of(
 @torch.no_grad()
 def explore(
     s: Settings,
-    models: dict[str, VAE],  # vae and saaae
+    models: Mapping[str, VAE],  # vae and saaae
 ) -> Explored:
     "Corrupt, rebuild, measure and draw. Raises `ExploreError` or `RateError` with one sentence to show."
     size = models["vae"].image_size
@@ -271,8 +272,8 @@ def explore(
 # %% ../nbs/18_explorer.ipynb #cell-22
 def save(
     s: Settings,
-    models: dict[str, VAE],
-    folder: Path,
+    models: Mapping[str, VAE],
+    folder: str | Path,
 ) -> Path:  # of the JSON; the PNG lies beside it
     "Write the picture and its settings. Raises `OSError`."
     shown = explore(s, models)
@@ -285,8 +286,8 @@ def save(
     return path
 
 def reproduce(
-    path: Path,              # of `save`
-    models: dict[str, VAE],
+    path: str | Path,        # of `save`
+    models: Mapping[str, VAE],
 ) -> Explored:
     "The picture of saved settings, bit for bit. Raises `ExploreError` if the file, the models or the picture are other ones."
     try:
@@ -306,7 +307,7 @@ class Explorer:
     "Controls, picture and figures; `view` is what a notebook displays."
     def __init__(
         self,
-        models: dict[str, VAE],     # vae and saaae
+        models: Mapping[str, VAE],  # vae and saaae
         images: Images,             # to choose from
         out: Path | str = ".",      # where the button saves
     ):
@@ -363,7 +364,7 @@ class Explorer:
         self.redraw()
         self.update()
 
-    def choose(self, change: dict | None = None) -> None:
+    def choose(self, change: dict[str, Any] | None = None) -> None:
         "The image that source and index say."
         if self.quiet: return
         try:
@@ -375,7 +376,7 @@ class Explorer:
             else: self.receive()
         except (DataError, ExploreError) as e: self.say(e)
 
-    def open_folder(self, change: dict | None = None) -> None:
+    def open_folder(self, change: dict[str, Any] | None = None) -> None:
         "List the images of the folder and show the first."
         folder = Path(self.folder.value).expanduser()
         self.files = [path for path, _ in find_images(folder)] if folder.is_dir() else []
@@ -383,7 +384,7 @@ class Explorer:
         self.quiet, self.index.value, self.source.value, self.quiet = True, 0, "folder", False
         self.choose()
 
-    def receive(self, change: dict | None = None) -> None:
+    def receive(self, change: dict[str, Any] | None = None) -> None:
         "Show what was uploaded last."
         if not self.upload.value: return
         try: pixels = fit(bytes(self.upload.value[-1]["content"]), self.size)
@@ -398,7 +399,7 @@ class Explorer:
         other = self.images.pixels[self.other.value].permute(1, 2, 0).numpy()
         return Settings(pack(self.pixels), pack(other), painted=pack(self.mask), **said | dict(rate_bits=said["rate_bits"] if self.limited.value else None))
 
-    def update(self, change: dict | None = None) -> None:
+    def update(self, change: dict[str, Any] | None = None) -> None:
         "Picture and figures of the controls; or a sentence, and the last picture stays."
         begun = time.perf_counter()
         try:

@@ -73,7 +73,7 @@ def draw_bank() -> dict[str, np.ndarray]:
     "The masks of every kind, bool `[1024, 32, 32]`, as they were drawn once."
     return {kind: draw(COUNT, np.random.RandomState(i)) for i, (kind, draw) in enumerate(KINDS.items())}
 
-def save_bank(folder: Path) -> None:
+def save_bank(folder: str | Path) -> None:
     "Write each kind as a black and white picture, 32 masks a row."
     Path(folder).mkdir(parents=True, exist_ok=True)
     for kind, masks in draw_bank().items():

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from einops.layers.torch import Rearrange
@@ -78,7 +79,7 @@ class OnDemand:
         generator: torch.Generator | None = None,       # where the noise of z comes from
         sample: bool = True,                            # `False`: decode the mode
         hold_mean: bool = True,                         # beyond t = 1 the mean stays (what decoders know)
-        **told,                                         # more that `posterior` and `decode` take: the labels y
+        **told: torch.Tensor,                           # more that `posterior` and `decode` take: the labels y
     ) -> Reconstruction:
         "Rebuild with a budget or a precision. Raises `RateError` for a budget that cannot be met."
         q = self.posterior(x, **told)
@@ -122,8 +123,8 @@ class VAE(nn.Module, OnDemand, PyTorchModelHubMixin, library_name="saaae", licen
     def from_pretrained(
         cls,
         name: str | Path,  # photos64, which ships with the package; a folder of `save_pretrained`; or a name on the Hub
-        **kwargs,          # of `huggingface_hub`'s mixin
-    ) -> "VAE":            # of the class that is asked
+        **kwargs: Any,     # of `huggingface_hub`'s mixin
+    ) -> Self:             # of the class that is asked
         "A trained model, ready to use. Raises `ValueError` if the name ships, but not for this class."
         return super().from_pretrained(shipped(cls, name), **kwargs)
 
@@ -177,7 +178,7 @@ class VAE(nn.Module, OnDemand, PyTorchModelHubMixin, library_name="saaae", licen
         sample: bool = True,                       # `False`: decode the mode
         t: torch.Tensor | float | None = None,     # precision, broadcasts to z; `None`: the posterior as it is
         hold_mean: bool = True,                    # beyond t = 1 the mean stays
-        **told,                                    # more that `posterior` and `decode` take: the labels y
+        **told: torch.Tensor,                      # more that `posterior` and `decode` take: the labels y
     ) -> tuple[torch.Tensor, AnchoredGaussian]:    # x_hat `[b, 3, h, h]` in [-1, 1], and what z was drawn from
         "Reconstruct: encode, sample, decode."
         posterior = self.posterior(x, generator, **told)
@@ -264,9 +265,9 @@ class Conditioned(SAAAE):
     "A VAE that is told log t, encoder and decoder, and tempers nothing, or also tempers."
     def __init__(
         self,
-        *args,
+        *args: Any,
         tempers: bool = False,  # temper the posterior as well
-        **kwargs,               # of `SAAAE`, with flat latents
+        **kwargs: Any,          # of `SAAAE`, with flat latents
     ):
         super().__init__(*args, **kwargs)
         if len(self.latent_shape) > 1: raise ValueError("A conditioned model has flat latents.")
@@ -297,9 +298,9 @@ class ClassConditional(SAAAE):
     "SAAAE (with the gate `off`: a VAE) whose encoder and decoder are told the class."
     def __init__(
         self,
-        classes: int,  # how many there are
-        *args,
-        **kwargs,      # of `SAAAE`, with flat latents
+        classes: int,   # how many there are
+        *args: Any,
+        **kwargs: Any,  # of `SAAAE`, with flat latents
     ):
         super().__init__(*args, **kwargs)
         if len(self.latent_shape) > 1: raise ValueError("A class-conditional model has flat latents.")

@@ -167,7 +167,7 @@ def rebuild(
     images: Images,
     cfg: Config,
     hidden: torch.Tensor,    # masks, bool `[n, 1, h, h]`
-    t: float | torch.Tensor | Callable,  # precision: a number, or a function of (q, x, corrupted) that gives it, or another q
+    t: float | torch.Tensor | Callable[..., torch.Tensor | AnchoredGaussian],  # precision: a number, or a function of (q, x, corrupted) that gives it, or another q
     hold_mean: bool = True,
 ) -> dict[str, torch.Tensor]:  # x `[n, 3, h, h]`; squared error in [0, 1] units, `[n, 1, h, h]`, summed over channels; rate `[n]` in bits
     "Reconstruct all images at a precision."
@@ -262,7 +262,7 @@ def region_rows(
 # %% ../nbs/12_precision.ipynb #cell-23
 BENDS = (1 / 16, 1 / 4, 1 / 2, 1., 2., 4., 16.)
 
-def precision_maps(model: SAAAE) -> dict:
+def precision_maps(model: SAAAE) -> dict[str, Callable[[AnchoredGaussian, torch.Tensor], torch.Tensor]]:
     "Maps by name: functions of (q, corrupted) to scores, shape of z."
     def shuffled(q, corrupted):
         a = model.importance(corrupted).flatten(1)

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -58,7 +59,7 @@ class Processes:
     def drawing(
         self,
         n: int,                     # images of the whole batch
-    ) -> AbstractContextManager:
+    ) -> AbstractContextManager[object]:
         "Where random numbers by image are those of the images computed here."
         return nullcontext() if self.count == 1 else Share(n, self.computes(n)[0])
 
@@ -128,7 +129,7 @@ class Share(TorchFunctionMode):
         super().__init__()
         self.n, self.own = n, own
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in (torch.rand, torch.randn) and kwargs.get("generator") is not None:
             size = args[0] if len(args) == 1 and not isinstance(args[0], int) else args

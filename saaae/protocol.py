@@ -9,6 +9,7 @@ __all__ = ['validation_part', 'check_manifest', 'stl10_splits', 'train_and_choos
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import safetensors.torch
@@ -32,7 +33,7 @@ def validation_part(
 
 def check_manifest(
     path: Path,
-    manifest: dict,  # what the sets are now
+    manifest: dict[str, Any],  # what the sets are now
 ) -> None:
     "Write the manifest, or compare with the one that is there. Raises `DataError` if a set has changed."
     if not path.exists(): return atomic_write(path, (json.dumps(manifest, indent=1) + "\n").encode())
@@ -41,7 +42,7 @@ def check_manifest(
     if changed: raise DataError(f"{path} was made with other images ({', '.join(changed)}): choose another folder, or delete it.")
 
 def stl10_splits(
-    folder: Path,            # where the manifest goes
+    folder: str | Path,      # where the manifest goes
     size: int = 64,          # side in pixels
     validation: int = 5000,  # images of `unlabeled` to choose by
     root: Path | None = None,  # of STL-10; `None`: `data/STL10`
@@ -60,7 +61,7 @@ def train_and_choose(
     cfg: Config,
     images: Images,      # to train on
     validation: Images,  # to choose by
-    folder: Path,        # of the run
+    folder: str | Path,  # of the run
 ) -> pd.Series:          # the chosen epoch's row of metrics.csv
     "Train, and keep the weights of the best validated epoch as chosen.safetensors."
     hidden, metrics = evaluation_masks("patches", len(validation), cfg.image_size), Path(folder)/"metrics.csv"

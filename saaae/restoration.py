@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -115,7 +116,7 @@ def inpaint(
     name: str,             # one of `INPAINTERS`
     x: torch.Tensor,       # `[n, 3, h, h]` in [0, 1]
     hidden: torch.Tensor,  # bool `[n, 1, h, h]`, true inside the hole
-    **options,             # of the method
+    **options: Any,        # of the method
 ) -> torch.Tensor:         # `[n, 3, h, h]` in [0, 1]
     "Fill the holes with a classical method; known pixels are kept. Raises `ValueError` for another name."
     if name not in INPAINTERS: raise ValueError(f"inpainting must be one of {', '.join(INPAINTERS)}, not {name!r}.")
@@ -190,7 +191,7 @@ def denoise(
     name: str,            # one of `DENOISERS`
     noisy: torch.Tensor,  # `[n, 3, h, h]`
     sigma: float,         # standard deviation of the noise
-    **options,            # of the method
+    **options: Any,       # of the method
 ) -> torch.Tensor:        # `[n, 3, h, h]` in [0, 1]
     "Remove noise with a classical method. Raises `ValueError` for another name."
     if name not in DENOISERS: raise ValueError(f"denoising must be one of {', '.join(DENOISERS)}, not {name!r}.")
@@ -201,7 +202,7 @@ def best_options(
     restore: Callable[..., torch.Tensor],        # of the options: `[n, 3, h, h]` in [0, 1]
     x: torch.Tensor,                             # the truth
     where: torch.Tensor,                         # bool `[n, 1, h, h]`: the region that counts
-) -> dict:
+) -> dict[str, Any]:
     "The options whose mean PSNR inside the region is highest, of those in `OPTIONS`."
     choices = OPTIONS[name]
     return choices[0] if len(choices) == 1 else max(choices, key=lambda options: region_psnr(restore(**options), x, where).mean().item())
@@ -289,7 +290,7 @@ def compared(e: Effect, of: str, to: str) -> str:
 
 def in_words(
     table: pd.DataFrame,  # of `long_table`
-    effects: dict,        # of `differences`
+    effects: dict[tuple[str, str, str, str], Effect],  # of `differences`
     setting: str,
 ) -> str:
     "What came out at one setting."

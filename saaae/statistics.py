@@ -38,8 +38,8 @@ def number(x: float) -> str:
     return f"{x:+.3g}" if abs(x) < 1000 else f"{x:+.0f}"
 
 def effect(
-    a: np.ndarray,         # `[n]`: one value a seed (or photograph)
-    b: np.ndarray = None,  # `[n]`: the same seeds; `None`: zeros
+    a: np.ndarray,                # `[n]`: one value a seed (or photograph)
+    b: np.ndarray | None = None,  # `[n]`: the same seeds; `None`: zeros
 ) -> Effect:
     "Mean of a - b, paired. Pairs with a value that is not finite are left out; NaN where fewer than two are left."
     a = np.asarray(a, float)

@@ -9,6 +9,7 @@ __all__ = ['RunError', 'is_complete', 'run_notebook', 'run_variant', 'connect', 
 import json, logging, os, sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import papermill
@@ -25,8 +26,8 @@ class RunError(RuntimeError):
     "A run of the sweep that failed; the message is what it said last."
 
 def is_complete(
-    folder: Path,  # of a run
-    given: dict,   # fields of `Config` that the sweep sets
+    folder: str | Path,     # of a run
+    given: dict[str, Any],  # fields of `Config` that the sweep sets
 ) -> bool:
     "Whether a run is done. Raises `ConfigError` if it was done with other values."
     if not (Path(folder)/"evaluation.csv").exists(): return False
@@ -39,7 +40,7 @@ def is_complete(
 def run_notebook(
     notebook: Path,
     out: Path,         # where the executed notebook goes
-    parameters: dict,
+    parameters: dict[str, Any],
 ) -> None:
     "Execute a notebook with papermill, in a kernel that ends with this process. Raises `RunError` with the error in one line."
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -50,8 +51,8 @@ def run_notebook(
 def run_variant(
     variant: str,
     seed: int,
-    runs: Path,        # the folder of all runs
-    given: dict,       # further parameters of nbs/variant.ipynb
+    runs: Path,             # the folder of all runs
+    given: dict[str, Any],  # further parameters of nbs/variant.ipynb
     after: None = None,  # a run that this one waits for
     notebook: str = "variant.ipynb",
 ) -> None:
@@ -71,11 +72,11 @@ def connect(
 
 def sweep(
     client: Client,
-    grid: list[tuple[str, int]],   # (variant, seed)
-    runs: Path,                    # the folder of all runs, which all workers see
-    given: dict,                   # further parameters of nbs/variant.ipynb, the same for all
-    run: Callable = run_variant,   # what a worker does (`partial(run_variant, notebook=...)` runs another notebook)
-) -> dict[tuple[str, int], str]:   # what failed, and why
+    grid: list[tuple[str, int]],             # (variant, seed)
+    runs: str | Path,                        # the folder of all runs, which all workers see
+    given: dict[str, Any],                   # further parameters of nbs/variant.ipynb, the same for all
+    run: Callable[..., None] = run_variant,  # what a worker does (`partial(run_variant, notebook=...)` runs another notebook)
+) -> dict[tuple[str, int], str]:             # what failed, and why
     "Run the grid and show its progress; a run that fails does not stop the others."
     futures, failed, missing = {}, {}, []
     for variant, seed in grid:
@@ -107,8 +108,8 @@ def sweep_grid(
     return [(v, s) for s in (range(seeds) if isinstance(seeds, int) else seeds) for v in sorted(variants, key=lambda v: v in NEEDS)]
 
 def collect(
-    runs: Path,  # the folder of all runs
-    name: str,   # which table of each: evaluation, photographs, metrics, ...
+    runs: str | Path,  # the folder of all runs
+    name: str,         # which table of each: evaluation, photographs, metrics, ...
 ) -> pd.DataFrame:
     "One table of all complete runs, with the columns variant and seed in front."
     tables = []

@@ -14,13 +14,14 @@ __all__ = ['CHOICES', 'RANGES', 'WORDS', 'PRESETS', 'PACKAGES', 'CHECKPOINT', 'P
 
 # %% ../nbs/04_training.ipynb #cell-02
 import ast, csv, ctypes, difflib, fcntl, hashlib, json, math, os, platform, socket, subprocess, sys, time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial, wraps
 from importlib.metadata import version
 from pathlib import Path
 from types import NoneType
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors
@@ -92,7 +93,7 @@ class Config:
     eval_every: int = 100            # epochs from one evaluation to the next, counted from the first
     grid_epochs: tuple[int, ...] = (*range(1, 3000, 100), 3000)  # epochs whose reconstructions are drawn
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for f in fields(self): check_field(f.name, f.type, getattr(self, f.name))
         largest = self.image_size - self.shared_masks  # the published masks leave the last corner out
         wrong = [e for e in self.grid_epochs if not 1 <= e <= self.epochs]
@@ -168,7 +169,7 @@ PRESETS = {
 
 def configure(
     preset: str = "quick",  # quick, evidence, stl10 or published
-    **given,                # fields of `Config`; `None` leaves the preset's value
+    **given: Any,           # fields of `Config`; `None` leaves the preset's value
 ) -> Config:
     "The config of a preset with some fields changed. Raises `ConfigError`, also for a name that is no field."
     if preset not in PRESETS: raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, not {preset!r}.")
@@ -184,9 +185,9 @@ def configure(
 
 # %% ../nbs/04_training.ipynb #cell-14
 def notebook_parameters(
-    cells: list[str], # sources of the cells run so far: IPython's `In`
-    namespace: dict,  # where their values are: `globals()`
-) -> dict:           # name -> value
+    cells: list[str],           # sources of the cells run so far: IPython's `In`
+    namespace: dict[str, Any],  # where their values are: `globals()`
+) -> dict[str, Any]:            # name -> value
     "The parameters that a notebook was given, known or not: for `configure` to accept or refuse."
     names = []
     for source in cells:
@@ -263,7 +264,7 @@ class Learner:
         self.scheduler = (schedules.OneCycleLR(self.optimizer, cfg.lr, total_steps=steps) if cfg.schedule == "one-cycle"
                           else schedules.ConstantLR(self.optimizer, factor=1.))
 
-    def state(self) -> tuple[dict[str, torch.Tensor], dict]:
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         "Tensors by name, and the rest as JSON."
         state = self.optimizer.state_dict()
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
@@ -271,7 +272,7 @@ class Learner:
         rest = dict(param_groups=state["param_groups"], scheduler=self.scheduler.state_dict())
         return {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, rest
 
-    def load(self, tensors: dict[str, torch.Tensor], rest: dict) -> None:
+    def load(self, tensors: dict[str, torch.Tensor], rest: dict[str, Any]) -> None:
         "Go back to a state. Raises `RuntimeError` or `KeyError` if it is of another model."
         self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         state = {i: {} for i, _ in enumerate(self.model.parameters())}
@@ -347,12 +348,12 @@ def rewind_bank(noise: torch.Generator, cfg: Config, step: int) -> None:
 
 def train_epoch(
     learner: Learner,
-    images: Images,    # to train on, on the config's device
+    images: Images,     # to train on, on the config's device
     cfg: Config,
-    epoch: int,        # from 1
+    epoch: int,         # from 1
     bar: tqdm | None = None,  # counts images
     everyone: Processes = Processes(),  # who share each batch
-) -> dict:             # the training columns of metrics.csv
+) -> dict[str, float]:  # the training columns of metrics.csv
     "Train for one epoch. Raises `TrainingError` with the step if the loss is not finite, or `ProcessError`."
     learner.model.train()
     masks, (pixel_noise, noise, precision) = mask_stream(cfg, epoch, len(images)), (generator(cfg, s, epoch) for s in ("pixel noise", "noise", "precision"))
@@ -390,19 +391,19 @@ def train_epoch(
 # %% ../nbs/04_training.ipynb #cell-35
 PACKAGES = ("torch", "torchvision", "torchmetrics", "einops", "numpy", "pillow", "safetensors")
 
-def git_state() -> dict:
+def git_state() -> dict[str, Any]:
     "The commit of the repository, and whether its sources differ from it; `None` where there is no git."
     git = lambda *args: subprocess.run(["git", "-C", DATA.parent, *args], capture_output=True, text=True, check=True).stdout.strip()
     try: return dict(commit=git("rev-parse", "HEAD"), modified=bool(git("status", "--porcelain", "--", "nbs", "saaae", "data")))
     except (OSError, subprocess.CalledProcessError): return dict(commit=None, modified=None)
 
-def describe_run(cfg: Config) -> dict:
+def describe_run(cfg: Config) -> dict[str, Any]:
     "All that is needed to get the same numbers again: config, commit, versions, machine."
     device = torch.cuda.get_device_name(cfg.device) if cfg.device.startswith("cuda") else platform.machine()
     versions = dict(python=platform.python_version(), saaae=__version__) | {p: version(p) for p in PACKAGES}
     return dict(config=asdict(cfg), git=git_state(), versions=versions, machine=dict(device=device, threads=torch.get_num_threads()))
 
-def append_row(path: Path, row: dict) -> None:
+def append_row(path: Path, row: dict[str, Any]) -> None:
     "Append a row to a CSV file; the first row makes the header, and columns that a later one lacks stay empty."
     header = next(csv.reader(open(path, newline="")), None) if path.exists() else None
     with open(path, "a", newline="") as f:
@@ -443,18 +444,18 @@ def save_checkpoint(path: Path, learners: dict[str, Learner], cfg: Config, epoch
     about = dict(format=FORMAT, epoch=epoch, config=asdict(cfg), learners=rests, metrics=rows_sha256(path.parent, epoch))
     save_tensors(path, tensors, about, path.with_name(PREVIOUS))
 
-def differing(theirs: dict, cfg: Config) -> list[str]:
+def differing(theirs: dict[str, Any], cfg: Config) -> list[str]:
     "The fields in which a config that was written down differs, each with both values; one that came later has its default there."
     ours = json.loads(json.dumps(asdict(cfg)))
     theirs = json.loads(json.dumps({f.name: f.default for f in fields(Config)})) | theirs
     return [f"{k} = {theirs[k]!r}, not {ours.get(k, 'known here')!r}" for k in theirs if k not in ours or theirs[k] != ours[k]]
 
-def refuse_other(folder: Path, kind: str, theirs: dict, cfg: Config, ignored: tuple[str, ...] = ()) -> None:
+def refuse_other(folder: Path, kind: str, theirs: dict[str, Any], cfg: Config, ignored: tuple[str, ...] = ()) -> None:
     "Raise `TrainingError` if the run in a folder is of another config, but for `ignored` fields."
     if wrong := [field for field in differing(theirs, cfg) if field.split()[0] not in ignored]:
         raise TrainingError(f"{folder} holds {kind} with {'; '.join(wrong)}. Delete {folder} or choose another folder (out) to start afresh.")
 
-def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
+def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     "Tensors of a checkpoint and what is said about them. Raises `DataError`."
     tensors, about = read_tensors(path)
     if (found := about.get("format")) != FORMAT: raise DataError(f"{path} is no checkpoint of format {FORMAT}, which this program writes, but {f'of {found}' if found else 'an older one'}.")
@@ -485,7 +486,7 @@ def load_checkpoint(path: Path, learners: dict[str, Learner], cfg: Config) -> in
 
 
 # %% ../nbs/04_training.ipynb #cell-39
-def read_config(folder: Path) -> dict:
+def read_config(folder: str | Path) -> dict[str, Any]:
     "The fields of the config of a run folder. Raises `TrainingError` if it cannot be read."
     path = Path(folder)/"config.json"
     try:
@@ -495,7 +496,7 @@ def read_config(folder: Path) -> dict:
     raise TrainingError(f"{path} has no config: delete {folder}, or choose another folder (out).")
 
 @contextmanager
-def sole(folder: Path) -> Iterator[None]:
+def sole(folder: str | Path) -> Iterator[None]:
     "Hold a run folder: the kernel lets go of it when the process ends, however it does. Raises `TrainingError` if another run holds it."
     path = Path(folder)/".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -516,7 +517,9 @@ def sole(folder: Path) -> Iterator[None]:
         try: yield
         finally: path.unlink(missing_ok=True)  # while it is held
 
-def alone(run: Callable) -> Callable:
+_Run = TypeVar("_Run", bound=Callable[..., None])
+
+def alone(run: _Run) -> _Run:
     "`train`, with its folder held meanwhile by the process that writes; what stops one process stops all."
     @wraps(run)
     def held(models, images, cfg, folder, *args, **kwargs):
@@ -528,7 +531,7 @@ def alone(run: Callable) -> Callable:
         except ProcessError as e: raise TrainingError(str(e)) from e
     return held
 
-def refuse_whole_batch(cfg: Config, models: dict[str, nn.Module]) -> None:
+def refuse_whole_batch(cfg: Config, models: Mapping[str, nn.Module]) -> None:
     "Raise `ConfigError` for what takes statistics over the whole batch, of which several processes have a share each."
     whole = [f"{k} {v!r}" for k, v in dict(scope="batch", decoder_variance="optimal", gate="shuffled_images").items() if getattr(cfg, k) == v]
     whole += [f"{name}'s {part}" for name, model in models.items() if (part := whole_batch(model))]
@@ -576,14 +579,14 @@ def save_weights(model: nn.Module, path: Path) -> None:
 # %% ../nbs/04_training.ipynb #cell-40
 @alone
 def train(
-    models: dict[str, nn.Module],     # by name, as `build_models` leaves them; trained side by side on the same batches
+    models: Mapping[str, nn.Module],  # by name, as `build_models` leaves them; trained side by side on the same batches
     images: Images,                   # to train on
     cfg: Config,
-    folder: Path,                     # the run folder
-    evaluate: Callable[[nn.Module, int], dict] | None = None,  # (model, epoch) -> figures for its row in metrics.csv
-    draw: Callable[[dict[str, nn.Module], int], None] | None = None,  # (models, epoch), at `grid_epochs`
+    folder: str | Path,               # the run folder
+    evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,  # (model, epoch) -> figures for its row in metrics.csv
+    draw: Callable[[Mapping[str, nn.Module], int], None] | None = None,  # (models, epoch), at `grid_epochs`
     checkpoint_seconds: float = 60,   # the least time between checkpoints; 0: after every epoch
-    log: Callable[[dict], None] | None = None,  # given each row that goes to metrics.csv, for a tracker
+    log: Callable[[dict[str, Any]], None] | None = None,  # given each row that goes to metrics.csv, for a tracker
 ) -> None:
     "Train the models and leave metrics, config and weights in `folder`; goes on from a checkpoint. Raises `TrainingError`."
     folder, images, everyone = Path(folder), images.to(cfg.device), join(cfg.device)
@@ -629,7 +632,7 @@ def train(
 
 # %% ../nbs/04_training.ipynb #cell-42
 def load_run(
-    folder: Path,           # a finished run's
+    folder: str | Path,     # a finished run's
     device: str = "auto",   # where to put the models
 ) -> tuple[Config, dict[str, SAAAE]]:
     "The config and the trained models of a run folder. Raises `TrainingError` if it holds none."
@@ -646,16 +649,16 @@ def load_run(
 
 # %% ../nbs/04_training.ipynb #cell-46
 def trained(
-    models: dict[str, nn.Module],  # by name, as `build_models` leaves them
-    images: Images,                # to train on
+    models: Mapping[str, nn.Module],  # by name, as `build_models` leaves them
+    images: Images,                   # to train on
     cfg: Config,
-    folder: Path,                  # the run folder
-    evaluate: Callable[[nn.Module, int], dict] | None = None,  # as for `train`
-) -> bool:                         # whether training was needed
+    folder: str | Path,               # the run folder
+    evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,  # as for `train`
+) -> bool:                            # whether training was needed
     "Train the models in place, or give them the weights of a finished run of the same config and images. Raises `TrainingError`."
     folder, digest = Path(folder), Path(folder)/"images.sha256"
     weights = {name: folder/f"{name}.safetensors" for name in models}
-    def found() -> dict[str, dict] | None:
+    def found() -> dict[str, dict[str, torch.Tensor]] | None:
         "The weights of a finished run; `None`: there is none, and its sign is gone."
         finished = all(path.exists() for path in (digest, folder/"config.json", *weights.values()))
         if finished and digest.read_text() == images.sha256() and not differing(read_config(folder), cfg):

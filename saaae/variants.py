@@ -11,6 +11,7 @@ __all__ = ['VARIANTS', 'PRECISION', 'TRIED', 'NEEDS', 'TEMPERATURES', 'variant_c
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -100,7 +101,7 @@ def variant_config(
     seed: int,
     runs: Path,              # the folder of all runs, one folder a variant and seed
     preset: str = "evidence",
-    **given,                 # fields of `Config`, the same for every variant
+    **given: Any,            # fields of `Config`, the same for every variant
 ) -> Config:
     "The config of a variant. Raises `ConfigError` for another name, or if a run that it needs is missing."
     known = VARIANTS | PRECISION
@@ -109,11 +110,11 @@ def variant_config(
     if variant == "constant": own["gate_value"] = trained_gate(run_path(runs, NEEDS[variant], seed))
     return configure(preset, **given | own | dict(seed=seed))
 
-def run_path(runs: Path, variant: str, seed: int) -> Path:
+def run_path(runs: str | Path, variant: str, seed: int) -> Path:
     "The folder of a run."
     return Path(runs)/variant/f"seed_{seed}"
 
-def trained_gate(folder: Path) -> float:
+def trained_gate(folder: str | Path) -> float:
     "The mean gate on held-out images of a finished run. Raises `ConfigError` if it is not finished."
     path = Path(folder)/"evaluation.csv"
     if not path.exists(): raise ConfigError(f"constant needs the finished run {folder}: run saaae with this seed first.")
@@ -236,7 +237,7 @@ def evaluate_run(
         tables["sensitivity"] = sensitivity(model, test.first(min(few, 128)), fresh, hidden[:128])
     return tables
 
-def save_tables(tables: dict[str, pd.DataFrame], folder: Path) -> None:
+def save_tables(tables: dict[str, pd.DataFrame], folder: str | Path) -> None:
     "Write each as a CSV file, `evaluation.csv` last: a run with it is complete."
     for name in sorted(tables, key="evaluation".__eq__):
         atomic_write(Path(folder)/f"{name}.csv", tables[name].to_csv(index=False).encode())

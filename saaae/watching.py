@@ -9,11 +9,12 @@ __all__ = ['PANELS', 'PNG_END', 'TRACKERS', 'NothingYet', 'whole_rows', 'find_ru
 
 # %% ../nbs/19_watching.ipynb #cell-02
 import asyncio, csv, glob, io, math, os, re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -30,8 +31,8 @@ class NothingYet(ValueError):
     "A run folder with nothing to show; the message says why in one sentence."
 
 def whole_rows(
-    folder: Path,   # of a run, which may be writing
-) -> pd.DataFrame:  # as in metrics.csv: model, epoch, and figures
+    folder: str | Path,  # of a run, which may be writing
+) -> pd.DataFrame:       # as in metrics.csv: model, epoch, and figures
     "The whole lines of a run's metrics.csv. Raises `NothingYet`."
     path = Path(folder)/"metrics.csv"
     if not path.parent.is_dir(): raise NothingYet(f"{folder} is not there.")
@@ -81,7 +82,7 @@ def read_runs(
 # %% ../nbs/19_watching.ipynb #cell-12
 PANELS = {"mse": "MSE (SSE an image, [0, 1])", "train_loss": "training loss an image", "rate_bits": "rate (bits an image)"}
 
-def colour(i: int, name: str) -> dict:
+def colour(i: int, name: str) -> dict[str, Any]:
     "How the i-th curve is drawn: 10 colours, then the same ones dashed and dotted."
     return dict(color=COLOURS.get(name, f"C{i % 10}"), linestyle=("-", "--", ":", "-.")[i // 10 % 4])
 
@@ -92,7 +93,7 @@ def seed_band(
     values = values.dropna()
     return pd.DataFrame(dict(mean=values.mean(axis=1), low=values.min(axis=1), high=values.max(axis=1)))
 
-def draw_curve(ax: plt.Axes, rows: pd.DataFrame, column: str, label: str, style: dict, band: bool) -> str:
+def draw_curve(ax: plt.Axes, rows: pd.DataFrame, column: str, label: str, style: dict[str, Any], band: bool) -> str:
     "The runs of one curve: a line each, or their mean in a band. Returns why nothing is seen, or nothing."
     rows = rows.drop_duplicates(["run", "epoch"], keep="last")
     values = rows.pivot(index="epoch", columns="run", values=column).replace([math.inf, -math.inf], math.nan)
@@ -114,7 +115,7 @@ def draw_curve(ax: plt.Axes, rows: pd.DataFrame, column: str, label: str, style:
 
 def draw_runs(
     rows: pd.DataFrame,         # of `read_runs`
-    columns: list[str] = tuple(PANELS),  # which figures, a panel each
+    columns: Sequence[str] = tuple(PANELS),  # which figures, a panel each
     band: bool = True,          # mean and range of the seeds; False: a line each
     shown: list[str] | None = None,      # which curves; None: all
 ) -> Figure:
@@ -166,10 +167,10 @@ class View:
     "Runs that are followed: `refresh()` looks once, `start()` again and again until `stop()`. `box` is what to display."
     def __init__(
         self,
-        runs: str | Path | list[str | Path],  # folders or patterns, as for `find_runs`
-        every: float = 2.,                    # seconds between two looks, at least 0.2
-        columns: list[str] = tuple(PANELS),   # columns of metrics.csv, a panel each
-        band: bool = True,                    # mean and range of a variant's seeds; False: a line each
+        runs: str | Path | list[str | Path],     # folders or patterns, as for `find_runs`
+        every: float = 2.,                       # seconds between two looks, at least 0.2
+        columns: Sequence[str] = tuple(PANELS),  # columns of metrics.csv, a panel each
+        band: bool = True,                       # mean and range of a variant's seeds; False: a line each
     ):
         import ipywidgets as w  # only here: what is drawn once, and trackers, need no widgets
         self.runs, self.columns, self.task, self.rows, self.known, self.key = runs, list(columns), None, None, {}, None
@@ -229,12 +230,12 @@ class View:
 
 # %% ../nbs/19_watching.ipynb #cell-21
 def watch(
-    runs: str | Path | list[str | Path],  # folders or patterns
-    every: float = 2.,                    # seconds between two looks
-    columns: list[str] = tuple(PANELS),   # columns of metrics.csv
-    band: bool = True,                    # mean and range of a variant's seeds
-    live: bool | None = None,             # follow until stopped; False: draw once; None: follow where Jupyter's server started the kernel
-) -> View | None:                         # the view that follows
+    runs: str | Path | list[str | Path],     # folders or patterns
+    every: float = 2.,                       # seconds between two looks
+    columns: Sequence[str] = tuple(PANELS),  # columns of metrics.csv
+    band: bool = True,                       # mean and range of a variant's seeds
+    live: bool | None = None,                # follow until stopped; False: draw once; None: follow where Jupyter's server started the kernel
+) -> View | None:                            # the view that follows
     "Show runs: live in JupyterLab, once where nobody looks on (papermill)."
     if "JPY_SESSION_NAME" in os.environ if live is None else live:
         view = View(runs, every, columns, band)
@@ -260,7 +261,7 @@ def check_tracker(
     missing = [package for package in ("accelerate", name) if not find_spec(package)]
     if missing: raise ConfigError(f"tracker {name!r} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
-def resumed_epoch(folder: Path) -> int:
+def resumed_epoch(folder: str | Path) -> int:
     "The epoch that a run in this folder goes on from; 0 for a fresh one."
     for name in (CHECKPOINT, PREVIOUS):
         try: return read_checkpoint(Path(folder)/name)[1]["epoch"]
@@ -269,10 +270,10 @@ def resumed_epoch(folder: Path) -> int:
 
 @contextmanager
 def tracking(
-    name: str | None,  # tensorboard, wandb; None: no tracker
-    folder: Path,      # the run folder; TensorBoard's files go to its folder tensorboard
+    name: str | None,    # tensorboard, wandb; None: no tracker
+    folder: str | Path,  # the run folder; TensorBoard's files go to its folder tensorboard
     cfg: Config,
-) -> Iterator[Callable[[dict], None] | None]:  # for the argument `log` of `train`
+) -> Iterator[Callable[[dict[str, Any]], None] | None]:  # for the argument `log` of `train`
     "A tracker for the length of a run. Raises `ConfigError`."
     check_tracker(name)
     if name is None or not join(cfg.device).main: yield None; return  # of several processes one writes

@@ -1,5 +1,5 @@
 "The package as others get it: sdist and wheel, installed where the checkout is not."
-import importlib, inspect, os, pkgutil, re, shutil, subprocess, sys, tarfile, zipfile
+import os, re, shutil, subprocess, sys, tarfile, zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -91,20 +91,6 @@ def test_runs_with_the_run_time_dependencies_only(built, installed):
     run = installed("-c", program)
     assert run.returncode == 0 and "photos64" in run.stdout, run.stderr[-2000:]
     assert "No module named 'nbdev'" in installed("-c", f"hidden = {hidden!r}{ONLY}import nbdev").stderr
-
-
-def test_public_signatures_are_typed():
-    untyped = []
-    for info in pkgutil.iter_modules([str(ROOT / "saaae")]):
-        module = importlib.import_module(f"saaae.{info.name}")
-        for name in getattr(module, "__all__", []):
-            value = getattr(module, name)
-            public = lambda k: not k.startswith("_") or k in ("__init__", "__call__")
-            functions = [(name, value)] if inspect.isfunction(value) else [(f"{name}.{k}", f) for k, f in vars(value).items() if inspect.isfunction(f) and public(k)] if inspect.isclass(value) else []
-            for where, f in functions:
-                parameters = [p for p in inspect.signature(f).parameters.values() if p.name not in ("self", "cls") and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-                if any(p.annotation is p.empty for p in parameters) or ("return" not in f.__annotations__ and not where.endswith("__init__")): untyped.append(f"{info.name}.{where}")
-    assert untyped == []
 
 
 def test_shipped_models_load_offline_and_the_name_is_not_a_folder_here(installed):
