@@ -5,7 +5,7 @@
 # make applications  inpainting, denoising, compression, conditional generation, and the tutorial of anchoring: train and measure what is missing
 #                  of results/applications/ (half an hour; can be stopped and continued)
 # make models      train the models that ship again (minutes; can be stopped and continued), into saaae/pretrained/
-# make bench       training at the published widths beside other loops: images a second, memory, share of the machine's limit (a quarter of an hour)
+# make bench       training at the published widths beside other loops: images a second, memory, share of the rate of matrix products (a quarter of an hour)
 # make full        the published schedule whole, on photos64: 3,000 epochs of both models, for a machine with a CUDA device
 # make test        the tests, but for those over a minute; two processes of one thread each
 # make test-slow   those over a minute; CI runs both

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CommandError', 'model_folder', 'described', 'open_models', 'images_of', 'field_help', 'to_value', 'run_train',
-           'run_evaluate', 'check_output', 'run_reconstruct', 'run_info', 'parser', 'main']
+           'run_evaluate', 'check_output', 'run_reconstruct', 'last_rows', 'run_info', 'parser', 'main']
 
 # %% ../nbs/17_cli.ipynb #cell-02
 import argparse, inspect, json, re, sys, warnings
@@ -51,8 +51,8 @@ def described(
     path = folder/"run.json" if (folder/"run.json").exists() else folder/"config.json"
     try:
         content = json.loads(path.read_text())
-        return {k: content[k] for k in ("config", "git", "versions", "machine")}
-    except (OSError, ValueError, KeyError, TypeError) as e: raise CommandError(f"{folder} is not the folder of a run: its {path.name} cannot be read.") from e
+        return {k: dict(content[k]) for k in ("config", "git", "versions", "machine")}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e: raise CommandError(f"{folder} is not the folder of a run: its {path.name} cannot be read.") from e
 
 def open_models(
     name: str,                              # photos64, or the folder of a run
@@ -99,8 +99,6 @@ def run_train(args: argparse.Namespace) -> str:
     "Train VAE and SAAAE side by side and leave a run folder; goes on where a run was stopped."
     cfg = configure(args.preset, **{f.name: to_value(text, f.type) for f in fields(Config) if (text := getattr(args, f.name)) is not None and f.name != "preset"})
     folder = run_folder(args.out, cfg)
-    if (folder/"images.sha256").exists() and described(folder)["config"] != json.loads(json.dumps(asdict(cfg))):
-        raise CommandError(f"{folder} holds a finished run with other parameters: choose another --out, or delete it.")
     everyone = join(cfg.device)
     with everyone.in_turn(): train_images, test = images_of(cfg, "train"), images_of(cfg, "test") if cfg.held_out else None
     if test is None: test = train_images.first(min(256, len(train_images)))
@@ -155,20 +153,25 @@ def run_reconstruct(args: argparse.Namespace) -> str:
     return (f"{len(table)} of {len(paths)} images in {out}: PSNR {table.psnr_db.mean():.2f} dB, {table.rate_bits.mean():.1f} bits an image on average.")
 
 # %% ../nbs/17_cli.ipynb #cell-20
+def last_rows(folder: Path) -> pd.DataFrame:  # one row a model, by name; none before the first epoch
+    "The last rows of metrics.csv. Raises `CommandError`."
+    try: return pd.read_csv(folder/"metrics.csv").groupby("model", sort=False).last().apply(pd.to_numeric).astype({"epoch": int})
+    except FileNotFoundError: return pd.DataFrame()
+    except (OSError, ValueError, KeyError, TypeError) as e: raise CommandError(f"{folder/'metrics.csv'} is damaged: its rows cannot be read.") from e
+
 def run_info(args: argparse.Namespace) -> str:
     "What a run was, how far it came, and its last figures."
     folder = model_folder(args.model)
     run = described(folder)
+    if missing := {"dataset", "image_size", "seed", "epochs"} - set(run["config"]): raise CommandError(f"{folder} is not the folder of a run: its config has no {sorted(missing)[0]}.")
     config, git, machine = run["config"], run["git"], run["machine"]
     defaults = {f.name: f.default for f in fields(Config)} | PRESETS.get(config.get("preset"), {})
     changed = [f"{k} = {v}" for k, v in config.items() if k not in ("preset", "device", "grid_epochs") and k in defaults and v != defaults[k]]
-    commit = (git["commit"] or "unknown") + (", with changes" if git["modified"] else "")
+    commit = (git.get("commit") or "unknown") + (", with changes" if git.get("modified") else "")
     lines = [f"folder    {folder}", f"preset    {config.get('preset')}" + (f" with {', '.join(changed)}" if changed else ""),
              f"images    {config['dataset']}, {config['image_size']}x{config['image_size']}", f"seed      {config['seed']}", f"commit    {commit}",
-             f"versions  {', '.join(f'{k} {v}' for k, v in run['versions'].items())}", f"machine   {machine['device']}, {machine['threads']} thread(s)"]
-    try: metrics = pd.read_csv(folder/"metrics.csv").groupby("model", sort=False).last()
-    except (OSError, ValueError): metrics = pd.DataFrame()
-    for name, row in metrics.iterrows():
+             f"versions  {', '.join(f'{k} {v}' for k, v in run['versions'].items())}", f"machine   {machine.get('device')}, {machine.get('threads')} thread(s)"]
+    for name, row in last_rows(folder).iterrows():
         lines.append(f"{name:<9} epoch {row.epoch:.0f} of {config['epochs']}: " + ", ".join(f"{LABELS[c][0].split(' ↓')[0].split(' ↑')[0]} {LABELS[c][1].format(row[c])}" for c in ("mse", "psnr_db", "rate_bits") if c in row))
     weights = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.safetensors"))
     return "\n".join([*lines, f"weights   {', '.join(weights) or 'none here'}"])
@@ -209,6 +212,8 @@ def main(
 ) -> int:                           # the exit code
     "The command `saaae`. Raises `SystemExit` with 2 for a command line that cannot be read."
     args = parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")  # a terminal that lacks an arrow is no reason to fail
     warnings.formatwarning = lambda message, *_: f"{message}\n"
     try:
         with redirect_stdout(sys.stderr): result = args.run(args)  # libraries' prints and progress are no results

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['DATA', 'FULL', 'MAX_HEADER', 'RECIPE', 'Pictures', 'HEAD', 'IN_MEMORY', 'MIN_STD', 'N_CROPS', 'DataError',
            'check_split', 'atomic_file', 'atomic_write', 'tensors_sha256', 'save_tensors', 'check_header',
-           'read_tensors', 'read_weights', 'load_weights', 'room', 'Images', 'gather', 'cache_path', 'source_key',
-           'cache_header', 'write_cache', 'open_cache', 'load_cache', 'save_cache', 'read_cache', 'one_maker', 'cached',
-           'normalise', 'to_unit', 'read_image', 'box_weights', 'box_resize', 'load_photographs', 'random_crop',
-           'cut_crops', 'photos64', 'stl10_errors', 'resize_stl10', 'stl10', 'find_images', 'split_images',
-           'read_folder', 'folder_images', 'load_images', 'stream_seed', 'batch_indices', 'batch_at', 'batches',
-           'label_batches', 'patch_mask', 'Corruption']
+           'read_tensors', 'read_shapes', 'read_weights', 'load_weights', 'room', 'Images', 'gather', 'cache_path',
+           'source_key', 'cache_header', 'write_cache', 'open_cache', 'load_cache', 'save_cache', 'read_cache',
+           'one_maker', 'cached', 'normalise', 'to_unit', 'read_image', 'box_weights', 'box_resize', 'load_photographs',
+           'random_crop', 'cut_crops', 'photos64', 'stl10_errors', 'resize_stl10', 'stl10', 'find_images',
+           'split_images', 'read_folder', 'folder_images', 'is_folder', 'load_images', 'stream_seed', 'batch_indices',
+           'batch_at', 'batches', 'label_batches', 'patch_mask', 'Corruption']
 
 # %% ../nbs/00_data.ipynb #cell-02
-import csv, errno, fcntl, hashlib, io, itertools, json, math, os, re, tarfile, warnings, zlib
+import csv, errno, fcntl, hashlib, io, itertools, json, math, os, re, tarfile, tempfile, warnings, zlib
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -92,7 +92,7 @@ def save_tensors(
     about = json.dumps(dict(about=about, sha256=tensors_sha256(tensors, about)))  # one entry: the order of several is chance
     atomic_write(path, safetensors.torch.save(tensors, dict(saaae=about)), previous)
 
-MAX_HEADER = 100_000_000  # bytes; safetensors' own bound
+MAX_HEADER = 1_000_000  # bytes; a tensor's entry has about a hundred
 
 def check_header(path: Path) -> None:
     "Raise `DataError` unless a file begins as safetensors do, with names that are only names."
@@ -120,25 +120,35 @@ def read_tensors(
         if "saaae" not in entries and not any('"sha256"' in v for v in entries.values()): return tensors, {}
         said = json.loads(entries["saaae"])
         if tensors_sha256(tensors, said["about"]) != said["sha256"]: raise DataError(f"{path} is damaged: its content is not what was written.")
-    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as e: raise DataError(f"{path} cannot be read ({e}).") from e
+    except (OSError, KeyError, TypeError, ValueError, RecursionError, safetensors.SafetensorError) as e: raise DataError(f"{path} cannot be read ({e}).") from e
     return tensors, said["about"]
 
-def read_weights(
-    path: Path,  # a safetensors file
-) -> dict[str, torch.Tensor]:
-    "A model's weights. Raises `DataError` for a file that is none, or with numbers that are not finite."
-    tensors, _ = read_tensors(path)
-    for name, t in tensors.items():
-        if t.is_floating_point() and not t.isfinite().all(): raise DataError(f"{path} is refused: {name} is not finite.")
-    return tensors
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    "The names and shapes in a safetensors file; no tensor is read. Raises `DataError`."
+    try:
+        check_header(path)
+        with safetensors.safe_open(path, "pt") as f: return {k: tuple(f.get_slice(k).get_shape()) for k in f.keys()}
+    except (OSError, ValueError, safetensors.SafetensorError) as e: raise DataError(f"{path} cannot be read ({e}).") from e
 
-def load_weights(model: torch.nn.Module, path: Path) -> None:
-    "Give a model the weights of a file. Raises `DataError`, also for weights of another model."
-    weights = read_weights(path)
-    own = {k: v.shape for k, v in model.state_dict().items()}
-    wrong = sorted(own.keys() ^ weights.keys()) or [k for k in own if own[k] != weights[k].shape]
+def read_weights(
+    path: str | Path,                 # a safetensors file
+    like: dict[str, torch.Tensor],    # a model's state: names, shapes and types to expect
+) -> dict[str, torch.Tensor]:         # in the types of `like`
+    "A model's weights. Raises `DataError` for a file that is none, of another model, damaged, or with numbers that are not finite."
+    shapes = read_shapes(Path(path))
+    wrong = sorted(like.keys() ^ shapes.keys()) or [k for k in like if tuple(like[k].shape) != shapes[k]]
     if wrong: raise DataError(f"{path} has the weights of another model: {wrong[0]} differs.")
-    model.load_state_dict(weights)
+    weights = {}
+    for name, t in read_tensors(Path(path))[0].items():
+        kind = like[name].dtype
+        if t.dtype.is_floating_point != kind.is_floating_point or t.dtype.is_complex: raise DataError(f"{path} is refused: {name} is {t.dtype}, where the model has {kind}.")
+        weights[name] = t.to(kind)
+        if not weights[name].isfinite().all(): raise DataError(f"{path} is refused: {name} is not finite.")
+    return weights
+
+def load_weights(model: torch.nn.Module, path: str | Path) -> None:
+    "Give a model the weights of a file. Raises `DataError`, also for weights of another model."
+    model.load_state_dict(read_weights(path, model.state_dict()))
 
 # %% ../nbs/00_data.ipynb #cell-14
 def room(device: str | torch.device) -> float:
@@ -222,8 +232,9 @@ def cache_path(
 ) -> Path:
     "The cache file of a folder: one for each split and size."
     root = Path(root).resolve()
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")
-    return base/"saaae"/f"{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:8]}"/f"{split}_{size}.safetensors"
+    try: base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")
+    except RuntimeError: base = Path(tempfile.gettempdir())  # a user without a home
+    return base/"saaae"/f"{root.name.encode(errors='replace').decode()[:40]}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"/f"{split}_{size}.safetensors"
 
 def source_key(root: Path, files: list[Path], *how: object) -> str:
     "What decides the pixels: the files' names, sizes and times of change, how they are read, and by which versions."
@@ -453,11 +464,12 @@ def photos64(
     if not (root/"photographs.csv").exists():
         raise DataError(f"photos64 is not in {root}: run from a clone of the repository, or pass its `data/photos64` as root.")
     check_split(split)
+    if n is not None and n > 10**6: raise DataError(f"photos64 gives at most a million crops of its photographs, not {n}.")
     if not 1 <= size <= 64: raise DataError(f"photos64 gives crops of 1 to 64 pixels, not {size}.")
     files = [root/"photographs.csv", *sorted((root/"photographs").glob("*"))]
     path, key, whole = cache_path(root, split, size), source_key(root, files, split, size), N_CROPS[split]
     if n is None: images, _ = cached(path, key, lambda: cut_crops(root, split, whole, size))
-    elif n <= whole and (found := open_cache(path)) and found[1]["key"] == key: images = found[0].first(n)
+    elif n <= whole and path.exists(): images = cached(path, key, lambda: cut_crops(root, split, whole, size))[0].first(n)
     else: images = gather(*cut_crops(root, split, n, size))
     if size == 64 and len(images) >= N_CROPS[split]:
         if images.first(N_CROPS[split]).sha256() != json.loads((root/"crops.json").read_text())[split]:
@@ -528,7 +540,7 @@ def stl10(
 # %% ../nbs/00_data.ipynb #cell-59
 def find_images(root: Path) -> list[tuple[Path, str]]:
     "The image files under a folder, sorted, each with its class: the first folder below `root`, or `images`."
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in datasets.folder.IMG_EXTENSIONS)
+    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in datasets.folder.IMG_EXTENSIONS and not p.is_fifo())  # which would be waited for
     return [(p, p.relative_to(root).parts[0] if p.parent != root else "images") for p in files]
 
 def split_images(root: Path) -> dict[str, list[tuple[Path, str]]]:
@@ -572,10 +584,16 @@ def folder_images(
     key = source_key(root, [path for files in splits.values() for path, _ in files], split, size)
     images, about = cached(cache_path(root, split, size), key, lambda: read_folder(splits[split], classes, f"{root.name} {split}", size))
     if skipped := about["skipped"]: warnings.warn(f"{len(skipped)} of {len(splits[split])} files skipped:\n" + "\n".join(skipped), stacklevel=2)
+    if split == "train" and not splits["train"] and splits["test"]: raise DataError(f"{root} has one image, which is kept for the test: training needs another one.")
     if not len(images): raise DataError(f"{root} has no readable image for the split {split}.")
     return images
 
 # %% ../nbs/00_data.ipynb #cell-62
+def is_folder(path: str | Path) -> bool:
+    "Whether a folder is there; also for what can be no path."
+    try: return Path(path).is_dir()
+    except (OSError, ValueError): return False
+
 def load_images(
     dataset: str,            # photos64, stl10, or a folder's path
     split: str,              # train or test (stl10 also: unlabeled)
@@ -585,7 +603,7 @@ def load_images(
     "Images by the name of their data set. Raises `DataError`, which says what is wrong and what to do."
     if dataset == "photos64": return photos64(split, n, size)
     if dataset == "stl10": return stl10(split, size).first(n)
-    if not Path(dataset).is_dir(): raise DataError(f"dataset: {dataset!r} is neither photos64 nor stl10 nor a folder.")
+    if not is_folder(dataset): raise DataError(f"dataset: {dataset[:200]!r} is neither photos64 nor stl10 nor a folder.")
     return folder_images(dataset, split, size).first(n)
 
 # %% ../nbs/00_data.ipynb #cell-65

@@ -20,7 +20,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
 from .attention import ATTENTION
-from .data import DataError, load_weights
+from .data import DataError, load_weights, save_tensors
 from .reparameterization import AnchoredGaussian, TemperedGaussian, meet_rate, noise_gate, to_importance
 
 # %% ../nbs/03_models.ipynb #cell-05
@@ -127,6 +127,10 @@ class VAE(nn.Module, OnDemand, PyTorchModelHubMixin, library_name="saaae", licen
     ) -> Self:             # of the class that is asked
         "A trained model, ready to use. Raises `ValueError` if the name ships, but not for this class."
         return super().from_pretrained(shipped(cls, name), **kwargs)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        "How `save_pretrained` writes weights: with their hash."
+        save_tensors(Path(save_directory)/"model.safetensors", {k: v.cpu().contiguous() for k, v in self.state_dict().items()})
 
     @classmethod
     def _load_as_safetensor(cls, model: "VAE", model_file: str, map_location: str, strict: bool) -> "VAE":

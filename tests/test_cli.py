@@ -1,5 +1,5 @@
 "The command `saaae`: what it leaves, what it prints where, and its exit codes. Where the process matters it has one of its own."
-import csv, json, os, subprocess, sys
+import csv, json, os, shutil, subprocess, sys
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_train_again_uses_the_finished_run_and_keeps_it_from_other_parameters(im
     line = ("train", "--dataset", images.name, *TOY, "--epochs", 2, "--out", run)
     before = (run / "saaae.safetensors").stat().st_mtime_ns
     assert typed(*line, "--seed", 3).returncode == 0
-    assert refused(typed(*line, "--seed", 4), 1, "finished run with other parameters")
+    assert refused(typed(*line, "--seed", 4), 1, "holds a finished run with seed = 3, not 4")
     assert (run / "saaae.safetensors").stat().st_mtime_ns == before
 
 
@@ -106,6 +106,25 @@ def test_reconstruct_skips_what_is_no_image_and_says_so(images, run, tmp_path):
     Image.new("L", (64, 64), 9).save(folder / "grey.png")
     done = typed("reconstruct", folder, "--model", run, "--out", tmp_path / "out")
     assert done.returncode == 0 and "1 of 2 images" in done.stdout and "broken.png" in done.stderr
+
+
+def test_info_of_damaged_files_is_one_sentence(run, tmp_path):
+    shutil.copytree(run, folder := tmp_path / "run")
+    metrics, config = (folder / "metrics.csv").read_bytes(), json.loads((folder / "config.json").read_text())
+    for bad in (b"", b"nonsense\n", metrics.replace(b"model", b"mode", 1), metrics.replace(b"epoch", b"epoc", 1), metrics + b"vae,x,y\n", b"\xff" + metrics):
+        (folder / "metrics.csv").write_bytes(bad)
+        assert refused(typed("info", folder), 1, "metrics.csv is damaged")
+    (folder / "metrics.csv").unlink()
+    assert typed("info", folder).returncode == 0
+    for bad in ("", "[" * 200_000, json.dumps(config | dict(git=None)), json.dumps(config | dict(config=[])), json.dumps(config | dict(config=dict(seed=1)))):
+        (folder / "config.json").write_text(bad)
+        assert refused(typed("info", folder), 1, "is not the folder of a run")
+
+
+def test_a_terminal_without_arrows_is_no_fault(run, images):
+    line = [sys.executable, "-c", "import sys; from saaae.cli import main; sys.exit(main())", "evaluate", run, "--dataset", images]
+    done = subprocess.run(line, capture_output=True, text=True, encoding="latin-1", env=dict(os.environ, PYTHONPATH=str(ROOT), PYTHONIOENCODING="latin-1"))
+    assert done.returncode == 0 and "MSE ?" in done.stdout, done.stderr
 
 
 def test_info_tells_the_run(run):
