@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CommandError', 'model_folder', 'described', 'open_models', 'images_of', 'field_help', 'to_value', 'run_train',
-           'run_evaluate', 'check_output', 'run_reconstruct', 'last_rows', 'run_info', 'parser', 'main']
+           'run_evaluate', 'check_output', 'run_reconstruct', 'progress', 'run_info', 'parser', 'main']
 
 # %% ../nbs/17_cli.ipynb #cell-02
 import argparse, inspect, json, re, sys, warnings
@@ -30,6 +30,7 @@ from .models import PRETRAINED, SAAAE, VAE
 from .processes import ProcessError, join
 from .reparameterization import RateError
 from .training import PRESETS, Config, ConfigError, TrainingError, build_models, configure, load_run, run_folder, trained
+from .watching import NothingYet, whole_rows
 
 # %% ../nbs/17_cli.ipynb #cell-05
 class CommandError(RuntimeError):
@@ -61,10 +62,10 @@ def open_models(
     folder = model_folder(name)
     config = described(folder)["config"]
     try:
-        if folder.parent != PRETRAINED: return load_run(folder)
+        if folder.resolve().parent != PRETRAINED.resolve(): return load_run(folder)
         cfg = configure(**config | dict(device="auto"))
         with redirect_stdout(None):  # the mixin prints that it loads
-            return cfg, {kind.__name__.lower(): kind.from_pretrained(name).to(cfg.device).eval() for kind in (VAE, SAAAE)}
+            return cfg, {kind.__name__.lower(): kind.from_pretrained(folder.resolve().name).to(cfg.device).eval() for kind in (VAE, SAAAE)}
     except (safetensors.SafetensorError, KeyError) as e: raise CommandError(f"The weights in {folder} cannot be read: {e}.") from e
     except RuntimeError as e:
         if isinstance(e, TrainingError): raise
@@ -113,8 +114,9 @@ def run_train(args: argparse.Namespace) -> str:
 def run_evaluate(args: argparse.Namespace) -> str:
     "Figures of a model's VAE and SAAAE on held-out images."
     cfg, models = open_models(args.model)
-    cfg = configure(**asdict(cfg) | dict(dataset=args.dataset or cfg.dataset, train_images=None))
+    cfg = configure(**asdict(cfg) | dict(dataset=args.dataset or cfg.dataset, train_images=None, test_images=None if args.dataset else cfg.test_images))
     images = images_of(cfg, "test")
+    if cfg.classes and (most := int(images.labels.max())) >= cfg.classes: raise CommandError(f"{args.model} was told {cfg.classes} classes, and {images.name} has {most + 1}.")
     rows = {name: evaluate(model, images, cfg) for name, model in tqdm(models.items(), "evaluating", file=sys.stderr)}
     lines = [f"{label:<55}" + "".join(f"{form.format(figures[name]):>12}" for figures in rows.values())
              for name, (label, form) in LABELS.items() if name in next(iter(rows.values()))]
@@ -142,22 +144,31 @@ def run_reconstruct(args: argparse.Namespace) -> str:
     for path in tqdm(paths, "reconstructing", file=sys.stderr):
         try: x = normalise(shape(read_image(path))[None]).to(cfg.device)
         except DataError as e: print(f"skipped: {e}", file=sys.stderr); continue
-        r, name = model.reconstruct(x, args.rate, generator=noise), f"{path.relative_to(folder)}.png"
+        try: r, name = model.reconstruct(x, args.rate, generator=noise), f"{path.relative_to(folder)}.png"
+        except RateError as e: print(f"skipped: {path}: {e}", file=sys.stderr); continue
         x_hat, clean = to_unit(r.x_hat).clamp(0, 1), to_unit(x)
         (out/name).parent.mkdir(parents=True, exist_ok=True)
         save_image(x_hat, out/name)
         rows.append(dict(file=name, psnr_db=peak_signal_noise_ratio(x_hat, clean, data_range=1.).item(), rate_bits=r.rate_bits.item()))
-    if not rows: raise CommandError(f"{folder} has no readable image.")
+    if not rows: raise CommandError(f"{folder} has no image that could be rebuilt.")
     table = pd.DataFrame(rows)
-    atomic_write(out/"reconstructions.csv", table.round(4).to_csv(index=False).encode())
+    atomic_write(out/"reconstructions.csv", table.round(4).to_csv(index=False).encode(errors="surrogateescape"))
     return (f"{len(table)} of {len(paths)} images in {out}: PSNR {table.psnr_db.mean():.2f} dB, {table.rate_bits.mean():.1f} bits an image on average.")
 
 # %% ../nbs/17_cli.ipynb #cell-20
-def last_rows(folder: Path) -> pd.DataFrame:  # one row a model, by name; none before the first epoch
-    "The last rows of metrics.csv. Raises `CommandError`."
-    try: return pd.read_csv(folder/"metrics.csv").groupby("model", sort=False).last().apply(pd.to_numeric).astype({"epoch": int})
-    except FileNotFoundError: return pd.DataFrame()
-    except (OSError, ValueError, KeyError, TypeError) as e: raise CommandError(f"{folder/'metrics.csv'} is damaged: its rows cannot be read.") from e
+def progress(folder: Path, epochs: int) -> list[str]:  # a line a model
+    "How far a run came, and its last figures. Raises `CommandError`."
+    if not (folder/"metrics.csv").exists() or len((folder/"metrics.csv").read_bytes().splitlines()) == 1: return []
+    try: rows = whole_rows(folder)
+    except NothingYet as e: raise CommandError(str(e)) from e
+    told = []
+    for name, own in rows.groupby("model", sort=False):
+        line, measured = f"{name:<9} epoch {own.epoch.max()} of {epochs}", own.dropna(subset=[c for c in ("mse",) if c in own])
+        if "mse" in own and len(measured):
+            at = measured.iloc[-1]
+            line += f"; at epoch {at.epoch:.0f}: " + ", ".join(f"{LABELS[c][0].split(' ↓')[0].split(' ↑')[0]} {LABELS[c][1].format(at[c])}" for c in ("mse", "psnr_db", "rate_bits") if c in at)
+        told.append(line)
+    return told
 
 def run_info(args: argparse.Namespace) -> str:
     "What a run was, how far it came, and its last figures."
@@ -171,8 +182,7 @@ def run_info(args: argparse.Namespace) -> str:
     lines = [f"folder    {folder}", f"preset    {config.get('preset')}" + (f" with {', '.join(changed)}" if changed else ""),
              f"images    {config['dataset']}, {config['image_size']}x{config['image_size']}", f"seed      {config['seed']}", f"commit    {commit}",
              f"versions  {', '.join(f'{k} {v}' for k, v in run['versions'].items())}", f"machine   {machine.get('device')}, {machine.get('threads')} thread(s)"]
-    for name, row in last_rows(folder).iterrows():
-        lines.append(f"{name:<9} epoch {row.epoch:.0f} of {config['epochs']}: " + ", ".join(f"{LABELS[c][0].split(' ↓')[0].split(' ↑')[0]} {LABELS[c][1].format(row[c])}" for c in ("mse", "psnr_db", "rate_bits") if c in row))
+    lines += progress(folder, config["epochs"])
     weights = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.safetensors"))
     return "\n".join([*lines, f"weights   {', '.join(weights) or 'none here'}"])
 
@@ -212,6 +222,9 @@ def main(
 ) -> int:                           # the exit code
     "The command `saaae`. Raises `SystemExit` with 2 for a command line that cannot be read."
     args = parser().parse_args(argv)
+    if empty := next((k for k in ("out", "dataset", "folder", "model") if getattr(args, k, None) == ""), None):
+        print(f"saaae: {empty} is empty: name one.", file=sys.stderr)
+        return 1
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")  # a terminal that lacks an arrow is no reason to fail
     warnings.formatwarning = lambda message, *_: f"{message}\n"
@@ -223,3 +236,5 @@ def main(
     except KeyboardInterrupt: return 130
     if result: print(result)  # processes that only help have none
     return 0
+
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())

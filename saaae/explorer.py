@@ -23,7 +23,7 @@ import torch
 from ipycanvas import Canvas
 from PIL import Image, ImageDraw, ImageOps
 
-from .data import DataError, Images, atomic_write, find_images, normalise, read_image, stream_seed, to_unit
+from .data import DataError, Images, atomic_write, find_images, is_folder, normalise, read_image, stream_seed, to_unit
 from .evaluation import overlay
 from .masks import KINDS, evaluation_masks
 from .models import PRETRAINED, SAAAE, VAE
@@ -39,12 +39,13 @@ class ExploreError(ValueError):
 def load_pair(
     source: str | Path = "photos64",  # the pair that ships, or the folder of a run
 ) -> dict[str, VAE]:                  # vae and saaae, on the CPU
-    "The two models to compare. Raises `ExploreError` if there is no such pair, or the run has another set of models."
-    if not Path(source).is_dir():
+    "The two models to compare. Raises `ExploreError` if there is no such pair, the run has another set of models, or they must be told more than the image."
+    if not is_folder(source):
         if not (PRETRAINED/str(source)).is_dir() and not re.fullmatch(r"[\w.-]*\w/[\w.-]+", str(source)):
             raise ExploreError(f"{source} is neither a pair that ships, nor the folder of a run, nor an owner/name on the Hub.")  # the Hub would be asked for minutes
         return {name: kind.from_pretrained(str(source)).eval() for name, kind in dict(vae=VAE, saaae=SAAAE).items()}
-    models = load_run(source, "cpu")[1]
+    cfg, models = load_run(source, "cpu")
+    if cfg.classes or cfg.multirate != "tempered": raise ExploreError(f"The models of {source} must be told more than the image (a class or a rate), which the explorer cannot do.")
     if set(models) != {"vae", "saaae"} or models["vae"].latent_shape != models["saaae"].latent_shape:
         raise ExploreError(f"{source} holds {', '.join(models)}: the explorer needs a vae and a saaae.")
     return {name: models[name].eval() for name in ("vae", "saaae")}
@@ -107,7 +108,8 @@ class Settings:
         except ValueError as e: raise ExploreError(str(e)) from e
         for name, known in dict(corruption=CORRUPTIONS, gate=EXPLORER_GATES, region=REGIONS, strip=STRIPS).items():
             if getattr(self, name) not in known: raise ExploreError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}.")
-        if not 0 <= self.mix <= 1: raise ExploreError(f"mix must be in [0, 1], not {self.mix}.")
+        for name, (low, high) in dict(mix=(0, 1), level=(0, 1), shift=(-100, 100), contrast=(1e-3, 1e3)).items():
+            if not low <= getattr(self, name) <= high: raise ExploreError(f"{name} must be from {low} to {high}, not {getattr(self, name)}.")
 
 def pack(
     pixels: np.ndarray,  # uint8 `[h, h, 3]`, or bool `[h, h]`
@@ -161,10 +163,10 @@ def posterior(
     s: Settings,
 ) -> AnchoredGaussian:     # over z
     "q(z | x) with the gate of the settings."
-    if not isinstance(model, SAAAE) or model.gate == "off" or s.gate == "published": return model.posterior(x)
+    if not isinstance(model, SAAAE) or model.gate == "off" or s.gate == "published": return model.posterior(x, generator_of(s, "gate"))
     mu, logvar = model.encode(x)
     if s.gate == "off": return AnchoredGaussian(mu, logvar)
-    gate = model.posterior(x).gate.expand_as(mu).flatten(1)
+    gate = model.posterior(x, generator_of(s, "gate")).gate.expand_as(mu).flatten(1)
     if s.gate == "constant": gate = gate.mean(1, keepdim=True).expand_as(gate)
     else: gate = gate[:, torch.randperm(gate.shape[1], generator=generator_of(s, "shuffle"))]
     return AnchoredGaussian(mu, logvar, gate.reshape(mu.shape))
@@ -312,7 +314,8 @@ class Explorer:
         out: Path | str = ".",      # where the button saves
     ):
         self.models, self.images, self.out, self.size = models, images, Path(out), models["vae"].image_size
-        self.files, self.pixels, self.seconds, self.quiet = [], None, [], False
+        if not len(images) or images.size != self.size: raise ExploreError(f"The models take images of {self.size}x{self.size}: give some, not {len(images)} of {images.size}x{images.size}.")
+        self.files, self.pixels, self.seconds, self.quiet, self.saved, self.wrong = [], None, [], False, None, None
         self.mask, self.last = np.zeros((self.size, self.size), bool), None
         slider = lambda name, low, high, step=1, kind=w.IntSlider, value=0: kind(value, min=low, max=high, step=step, description=name, continuous_update=False)
         choice = lambda name, options: w.Dropdown(options=options, description=name)
@@ -360,7 +363,7 @@ class Explorer:
 
     def take(self, pixels: np.ndarray) -> None:
         "Show another image, uint8 `[h, h, 3]`."
-        self.pixels = pixels
+        self.pixels, self.wrong = pixels, None
         self.redraw()
         self.update()
 
@@ -374,13 +377,20 @@ class Explorer:
                 self.take(fit(self.files[self.index.value % len(self.files)], self.size))
             elif not self.upload.value: raise ExploreError("Upload an image.")
             else: self.receive()
-        except (DataError, ExploreError) as e: self.say(e)
+        except (DataError, ExploreError) as e: self.refuse(e)
+
+    def refuse(self, sentence: object) -> None:
+        "Say what is wrong with the chosen image; the last picture stays as it is until there is another one."
+        self.wrong = sentence
+        self.say(sentence)
 
     def open_folder(self, change: dict[str, Any] | None = None) -> None:
         "List the images of the folder and show the first."
-        folder = Path(self.folder.value).expanduser()
-        self.files = [path for path, _ in find_images(folder)] if folder.is_dir() else []
-        if not self.files: return self.say(f"{folder} is not a folder, or has no image in it.")
+        said = self.folder.value.strip()
+        try: folder = Path(said).expanduser()
+        except RuntimeError: folder = Path(said)  # of no user here
+        self.files = [path for path, _ in find_images(folder)] if said and is_folder(folder) else []
+        if not self.files: return self.refuse(f"{said[:200] or 'Nothing'} is not a folder, or has no image in it.")
         self.quiet, self.index.value, self.source.value, self.quiet = True, 0, "folder", False
         self.choose()
 
@@ -388,7 +398,7 @@ class Explorer:
         "Show what was uploaded last."
         if not self.upload.value: return
         try: pixels = fit(bytes(self.upload.value[-1]["content"]), self.size)
-        except (DataError, ExploreError) as e: return self.say(e)
+        except (DataError, ExploreError) as e: return self.refuse(f"{self.upload.value[-1].get('name', 'The upload')}: {e}")
         self.quiet, self.source.value, self.quiet = True, "upload", False
         self.take(pixels)
 
@@ -401,6 +411,7 @@ class Explorer:
 
     def update(self, change: dict[str, Any] | None = None) -> None:
         "Picture and figures of the controls; or a sentence, and the last picture stays."
+        if self.wrong: return self.say(self.wrong)
         begun = time.perf_counter()
         try:
             shown = explore(self.settings, self.models)

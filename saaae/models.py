@@ -7,10 +7,11 @@ __all__ = ['PLACES', 'CHANNELS', 'PRETRAINED', 'GATES', 'conv_encoder', 'conv_de
            'Reconstruction', 'OnDemand', 'shipped', 'VAE', 'split', 'SAAAE', 'Conditioned', 'ClassConditional']
 
 # %% ../nbs/03_models.ipynb #cell-02
-import math
+import math, re
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +21,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
 from .attention import ATTENTION
-from .data import DataError, load_weights, save_tensors
+from .data import DataError, is_folder, load_weights, save_tensors
 from .reparameterization import AnchoredGaussian, TemperedGaussian, meet_rate, noise_gate, to_importance
 
 # %% ../nbs/03_models.ipynb #cell-05
@@ -94,9 +95,13 @@ def shipped(
     kind: type,         # the class of the model
     name: str | Path,   # a shipped model's name, or any other name or folder
 ) -> str:               # the folder of the shipped model, or `name` as it is
-    "Where a model comes from. Raises `ValueError` for a shipped name and a class that it does not ship for."
+    "Where a model comes from. Raises `ValueError` for a shipped name and a class that it does not ship for, a run folder, and what can be neither a folder nor a name on the Hub."
     folder = PRETRAINED/str(name)
-    if not str(name).isidentifier() or not folder.is_dir(): return str(name)
+    if not str(name).isidentifier() or not folder.is_dir():
+        if is_folder(name):
+            if (Path(name)/"metrics.csv").exists() and not (Path(name)/"model.safetensors").exists(): raise ValueError(f"{name} is the folder of a run: open its models with saaae.training.load_run.")
+        elif not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)): raise ValueError(f"{name} is neither photos64, which ships, nor a folder, nor an owner/name on the Hub.")
+        return str(name)
     kinds = {path.parent.name for path in folder.glob("*/config.json")}
     if kind.__name__.lower() in kinds: return str(folder/kind.__name__.lower())
     raise ValueError(f"{name} ships for {' and '.join(sorted(k.upper() for k in kinds))}, not for {kind.__name__}.")
@@ -125,8 +130,10 @@ class VAE(nn.Module, OnDemand, PyTorchModelHubMixin, library_name="saaae", licen
         name: str | Path,  # photos64, which ships with the package; a folder of `save_pretrained`; or a name on the Hub
         **kwargs: Any,     # of `huggingface_hub`'s mixin
     ) -> Self:             # of the class that is asked
-        "A trained model, ready to use. Raises `ValueError` if the name ships, but not for this class."
-        return super().from_pretrained(shipped(cls, name), **kwargs)
+        "A trained model, ready to use. Raises `ValueError` if the name ships, but not for this class, or can be none, and `DataError` for damaged files."
+        source = shipped(cls, name)
+        try: return super().from_pretrained(source, **kwargs)
+        except (TypeError, AttributeError, RuntimeError, JSONDecodeError, RecursionError) as e: raise DataError(f"The config.json of {source} describes no {cls.__name__} ({str(e).splitlines()[0]}).") from e
 
     def _save_pretrained(self, save_directory: Path) -> None:
         "How `save_pretrained` writes weights: with their hash."
@@ -269,11 +276,11 @@ class Conditioned(SAAAE):
     "A VAE that is told log t, encoder and decoder, and tempers nothing, or also tempers."
     def __init__(
         self,
-        *args: Any,
+        *,
         tempers: bool = False,  # temper the posterior as well
         **kwargs: Any,          # of `SAAAE`, with flat latents
     ):
-        super().__init__(*args, **kwargs)
+        super().__init__(**kwargs)
         if len(self.latent_shape) > 1: raise ValueError("A conditioned model has flat latents.")
         self.tempers, features = tempers, self.to_mu.in_features
         self.tell = nn.ModuleList(nn.Sequential(nn.Linear(1, 32), nn.SiLU(), nn.Linear(32, 2 * features)) for _ in range(2))
@@ -303,10 +310,9 @@ class ClassConditional(SAAAE):
     def __init__(
         self,
         classes: int,   # how many there are
-        *args: Any,
         **kwargs: Any,  # of `SAAAE`, with flat latents
     ):
-        super().__init__(*args, **kwargs)
+        super().__init__(**kwargs)
         if len(self.latent_shape) > 1: raise ValueError("A class-conditional model has flat latents.")
         self.tell = nn.ModuleList(nn.Embedding(classes, 2 * self.to_mu.in_features) for _ in range(2))
         for embedding in self.tell: nn.init.zeros_(embedding.weight)  # begins as the model without labels

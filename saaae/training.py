@@ -139,6 +139,7 @@ def check_field(name: str, kind: type, value: object) -> None:
         return
     kinds = getattr(kind, "__args__", (kind,))  # of a union, its members
     if value is None and NoneType in kinds: return
+    if name == "dataset" and value == "": refuse("the name of a data set or a folder")
     if type(value) not in ((int, float) if float in kinds else kinds): refuse(WORDS[kinds[0]])
     if name in CHOICES and value not in CHOICES[name]: refuse(f"one of {', '.join(CHOICES[name])}")
     if name == "latent" and isinstance(value, str):
@@ -212,8 +213,8 @@ def build_model(
 ) -> SAAAE:  # on the config's device
     "The model that a config describes, with initial weights from its seed. Raises `ConfigError` for one that is too large for this machine."
     kind = SAAAE if cfg.multirate == "tempered" else partial(Conditioned, tempers=cfg.multirate == "both")
-    if cfg.classes: kind = partial(ClassConditional, cfg.classes)
-    make = lambda: kind(cfg.image_size, cfg.width, cfg.latent, cfg.attention, cfg.floor, cfg.scope, cfg.gate, cfg.gate_value)
+    if cfg.classes: kind = partial(ClassConditional, classes=cfg.classes)
+    make = lambda: kind(**{name: getattr(cfg, name) for name in ("image_size", "width", "latent", "attention", "floor", "scope", "gate", "gate_value")})
     with torch.random.fork_rng(), torch.device("meta"): weights = sum(p.numel() for p in make().parameters())  # counted, not made
     if (need := 16 * weights) > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):  # weight, gradient, Adam's two
         raise ConfigError(f"image_size {cfg.image_size}, width {cfg.width}, latent {cfg.latent} and attention {cfg.attention!r} give a model of {weights:,} weights, which takes {need / 1e9:,.0f} GB to train; this machine has {memory / 1e9:,.0f}.")

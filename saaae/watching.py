@@ -19,6 +19,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Image, display
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from .data import DataError
@@ -43,6 +44,7 @@ def whole_rows(
     if whole.count(b"\n") < 2: raise NothingYet(f"{folder} has not finished an epoch yet.")
     try:
         header, *lines = csv.reader(whole.decode().splitlines())
+        if len(set(header)) < len(header): raise ValueError("a column twice")
         rows = pd.DataFrame(lines, columns=header)
         return rows[["model"]].join(rows.drop(columns="model").replace("", "nan").astype(float).astype(dict(epoch=int)))
     except (ValueError, KeyError) as e: raise NothingYet(f"{path} is not a table of epochs ({str(e).splitlines()[0]}).") from e
@@ -53,7 +55,7 @@ def find_runs(
 ) -> tuple[list[Path], list[str]]:            # folders, there or not; the patterns that match nothing
     "The run folders that are meant."
     found, unmatched = [], []
-    for pattern in map(str, [patterns] if isinstance(patterns, str | Path) else patterns):
+    for pattern in map(str, patterns if isinstance(patterns, list | tuple) else [patterns]):
         literal = Path(pattern).is_dir() or not any(c in pattern for c in "*?[")
         matches = [pattern] if literal else sorted(p for p in glob.glob(pattern) if Path(p).is_dir())
         found += [Path(p) for p in matches]
@@ -83,8 +85,10 @@ def read_runs(
 PANELS = {"mse": "MSE (SSE an image, [0, 1])", "train_loss": "training loss an image", "rate_bits": "rate (bits an image)"}
 
 def colour(i: int, name: str) -> dict[str, Any]:
-    "How the i-th curve is drawn: 10 colours, then the same ones dashed and dotted."
-    return dict(color=COLOURS.get(name, f"C{i % 10}"), linestyle=("-", "--", ":", "-.")[i // 10 % 4])
+    "How the i-th curve is drawn: its own colour, if it has one, or those that nobody has, then the same ones dashed and dotted."
+    if name in COLOURS: return dict(color=COLOURS[name], linestyle="-")
+    free = [f"C{k}" for k in range(10) if to_hex(f"C{k}") not in map(to_hex, COLOURS.values())]
+    return dict(color=free[i % len(free)], linestyle=("-", "--", ":", "-.")[i // len(free) % 4])
 
 def seed_band(
     values: pd.DataFrame,  # finite: epochs x runs, NaN where a run has no value
@@ -120,8 +124,9 @@ def draw_runs(
     shown: list[str] | None = None,      # which curves; None: all
 ) -> Figure:
     "Curves of several runs over each other."
-    fig = Figure(figsize=(4.2 * len(columns), 3.6), layout="constrained")  # not pyplot's: a view that draws for days leaves none behind
-    names = list(rows.curve.unique())
+    columns, names = [columns] if isinstance(columns, str) else list(columns), list(rows.curve.unique())
+    legend = .17 * math.ceil(len(names) / 4)  # inches
+    fig = Figure(figsize=(4.2 * len(columns), 3.3 + legend), layout="constrained")  # not pyplot's: a view that draws for days leaves none behind
     for ax, column in zip(fig.subplots(1, len(columns), squeeze=False)[0], columns):
         notes = []
         for i, name in enumerate(names):
@@ -135,7 +140,7 @@ def draw_runs(
             for formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter): formatter("{x:g}")
         ax.grid(alpha=.3, which="both")
     handles, labels = fig.axes[0].get_legend_handles_labels()
-    if handles: fig.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=min(len(labels), 6))
+    if handles: fig.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=min(len(labels), 4))
     return fig
 
 def png(fig: Figure) -> bytes:
@@ -153,7 +158,7 @@ def newest_grid(
     "The newest whole recon/epoch_*.png of some runs."
     newest = (-math.inf, None, b"")
     for folder in folders:
-        grids = {int(p.stem[6:]): p for p in (Path(folder)/"recon").glob("epoch_*.png") if p.stem[6:].isdigit()}
+        grids = {int(p.stem[6:]): p for p in (Path(folder)/"recon").glob("epoch_*.png") if p.stem[6:].isdecimal()}
         for epoch in sorted(grids, reverse=True):
             try: written, image = grids[epoch].stat().st_mtime, grids[epoch].read_bytes()
             except OSError: continue  # gone since it was listed

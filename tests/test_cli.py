@@ -121,6 +121,36 @@ def test_info_of_damaged_files_is_one_sentence(run, tmp_path):
         assert refused(typed("info", folder), 1, "is not the folder of a run")
 
 
+def test_figures_are_of_the_epoch_that_is_named(run, tmp_path):
+    shutil.copytree(run, folder := tmp_path / "run")
+    with open(folder / "metrics.csv", "a") as f: f.write("vae,9" + "," * (len(open(folder / "metrics.csv").readline().split(",")) - 2) + "\nsaaae,9,5")  # no figures; half a line
+    told = typed("info", folder).stdout
+    assert "vae       epoch 9 of 2; at epoch 2: MSE" in told and "saaae     epoch 2 of 2; at epoch 2: MSE" in told
+
+
+def test_empty_names_are_refused(images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for line in (("train", "--out", ""), ("train", "--dataset", "", "--out", "x"), ("reconstruct", images, "--out", ""), ("info", "")):
+        assert refused(typed(*line), 1, "is empty: name one")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_carry_the_rate_is_skipped_by_name(tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (64, 64), "gray").save(tmp_path / "in" / os.fsdecode(b"caf\xe9.png"))
+    Image.fromarray(np.random.RandomState(0).randint(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "in" / "noise.gif")
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "in" / "floats.tif")
+    done = typed("reconstruct", tmp_path / "in", "--out", tmp_path / "out", "--rate", 60)
+    assert done.returncode == 0 and "2 of 3 images" in done.stdout and "floating-point" in done.stderr
+    done = typed("reconstruct", tmp_path / "in", "--out", tmp_path / "none", "--rate", 10**4)
+    assert done.returncode == 1 and f"skipped: {tmp_path / 'in' / 'noise.gif'}: rate_bits" in done.stderr and "no image that could be rebuilt" in done.stderr
+
+
+def test_the_folder_of_the_shipped_pair_is_the_pair():
+    assert typed("evaluate", ROOT / "saaae" / "pretrained" / "photos64", "--dataset", "nowhere").stderr.startswith("saaae: dataset")
+    assert "epoch 30" in subprocess.run([sys.executable, "-m", "saaae.cli", "info", "photos64"], capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(ROOT))).stdout
+
+
 def test_a_terminal_without_arrows_is_no_fault(run, images):
     line = [sys.executable, "-c", "import sys; from saaae.cli import main; sys.exit(main())", "evaluate", run, "--dataset", images]
     done = subprocess.run(line, capture_output=True, text=True, encoding="latin-1", env=dict(os.environ, PYTHONPATH=str(ROOT), PYTHONIOENCODING="latin-1"))

@@ -1,5 +1,6 @@
 "The explorer's controls without a browser: what they show is what plain torch makes of the shipped models."
 import io, json, re
+from contextlib import redirect_stdout
 from datetime import datetime, timezone
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from saaae.data import photos64
 from saaae.explorer import PAINTED, ExploreError, Explorer, load_pair, reproduce
 from saaae.masks import KINDS
+from saaae.training import build_models, configure, train
 
 PAIR, PHOTOS = load_pair(), photos64("test", 6)
 
@@ -38,6 +40,26 @@ def shown_figures(explorer):
     "The table as a person reads it: model -> numbers."
     cells = re.findall(r"<td>(.*?)</td>", explorer.figures.value)
     return {cells[i]: [float("nan") if c == "-" else float(c) for c in cells[i + 1:i + 6]] for i in range(0, len(cells), 6)}
+
+@pytest.mark.parametrize("folder", ["", "~nosuchuser", "a" * 5000, "empty"])
+def test_a_bad_choice_stays_said_until_there_is_an_image(explorer, tmp_path, folder):
+    (tmp_path / "empty").mkdir()
+    before = explorer.picture.value
+    explorer.folder.value = str(tmp_path / folder) if folder == "empty" else folder or " "
+    said = explorer.message.value
+    assert "is not a folder" in said
+    explorer.controls["seed"].value = 7
+    assert explorer.message.value == said and explorer.picture.value == before
+    explorer.index.value = 2
+    assert not explorer.message.value and explorer.picture.value != before
+
+def test_other_sizes_and_models_that_must_be_told_are_refused(tmp_path):
+    with pytest.raises(ExploreError, match="64x64: give some, not 2 of 32x32"): Explorer(PAIR, photos64("test", 2, 32), tmp_path)
+    images = photos64("train", 8, 16)
+    for name, given in dict(classes=dict(classes=7), told=dict(multirate="conditioned", t_range=4)).items():
+        cfg = configure("quick", image_size=16, patch_size=4, width=2, latent=4, epochs=1, attention="patch", device="cpu", **given)
+        with redirect_stdout(io.StringIO()): train(build_models(cfg), images, cfg, tmp_path / name)
+        with pytest.raises(ExploreError, match="must be told more than the image"): load_pair(tmp_path / name)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_figures_of_every_mask_are_those_of_plain_torch(explorer, kind):

@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT, papermill
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from saaae import watching
 from saaae.data import load_images
 from saaae.training import ConfigError, append_row, build_models, configure, train
-from saaae.watching import View, check_tracker, tracking
+from saaae.watching import View, check_tracker, colour, draw_runs, png, tracking
 
 TOY = configure("quick", width=2, latent=4, image_size=16, patches=2, patch_size=4, epochs=4, grid_epochs=[1], batch_size=8, train_images=16, device="cpu")
 
@@ -231,3 +232,16 @@ def test_main_notebook_takes_a_tracker(tmp_path):
     run = papermill("SAAAE_image_mask-linear.ipynb", tmp_path / "run", preset="quick", tracker="tensorboard", **few)
     assert run.returncode == 0, run.stderr[-3000:]
     assert logged(tmp_path / "run") == written(tmp_path / "run") != []
+
+
+def test_no_two_curves_look_alike():
+    names = ["constant", "ae", "saaae", "vae", *(f"run {i}" for i in range(28))]
+    styles = [tuple({**colour(i, name), "color": to_hex(colour(i, name)["color"])}.values()) for i, name in enumerate(names)]
+    assert len(set(styles)) == len(names)
+
+
+def test_many_curves_leave_room_for_the_panels():
+    rows = pd.DataFrame([dict(curve=f"run {i}: {m}", run=str(i), model=m, epoch=e, mse=100. - e) for i in range(40) for m in ("vae", "saaae") for e in (1, 2)])
+    fig = draw_runs(rows, "mse")
+    png(fig)
+    assert len(fig.axes) == 1 and fig.axes[0].get_window_extent().height > 150

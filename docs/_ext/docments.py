@@ -19,10 +19,24 @@ def type_name(anno: object) -> str:
 def row(*cells: str) -> list[str]:
     return [f"   {'* -' if i == 0 else '  -'} {c}" for i, c in enumerate(cells)]
 
+def signature_comments(obj: object) -> dict[str, str]:
+    "Comments beside starred parameters and beside what comes back, which docments mixes up."
+    lines, found = inspect.getsource(obj.__init__ if inspect.isclass(obj) else obj).splitlines(), {}
+    start = next(i for i, line in enumerate(lines) if line.lstrip().startswith("def "))
+    for line in lines[start + 1:]:
+        said = re.match(r"\s*(?:\*{1,2}(\w+)|(\))) *[^#]*(?:# *(.*))?$", line)
+        if said: found[said[1] or "return"] = said[3] or ""
+        if said and said[2]: return found
+    return {}
+
 def table(obj: object) -> list[str]:
     "The parameters of a function, method or class, and what comes back; nothing where there is nothing to say."
     given = {name: p for name, p in docments(obj, full=True, returns=True).items() if name not in ("self", "cls")}
     back = given.pop("return", None)
+    if any(p["kind"] in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD) for p in given.values()):
+        for name, comment in signature_comments(obj).items():
+            entry = back if name == "return" else given.get(name)
+            if entry: entry["docment"] = comment
     if inspect.isclass(obj) or back and back["anno"] in (empty, None) and not back["docment"]: back = None
     if not given and not back: return []
     code = lambda s: f"``{s}``" if s else ""
@@ -48,7 +62,14 @@ def skip(app, what: str, name: str, obj: object, skipped: bool, options) -> bool
     "Autodoc's event: leave out the fields of dataclasses, which the table of the class has."
     return True if what == "class" and not (inspect.isroutine(obj) or isinstance(obj, (property, type))) else None
 
+def signature(app, what: str, name: str, obj: object, options, signature: str, returned: str) -> tuple[str, str] | None:
+    "Autodoc's event: a class has the signature of its own `__init__`, not of a base's `__new__`."
+    if what != "class" or "__init__" not in vars(obj) or not obj.__module__.startswith("saaae"): return None
+    own = inspect.signature(obj.__init__)
+    return str(own.replace(parameters=list(own.parameters.values())[1:], return_annotation=own.empty)), returned
+
 def setup(app) -> dict:
+    app.connect("autodoc-process-signature", signature)
     app.connect("autodoc-skip-member", skip)
     app.connect("autodoc-process-docstring", process)
     return dict(parallel_read_safe=True, parallel_write_safe=True)
