@@ -4,25 +4,27 @@
 
 # %% auto #0
 __all__ = ['ANCHOR', 'Anchor', 'parts', 'Anchored', 'AnchoredPosterior', 'AnchoredEncode', 'AnchoredEncoder', 'anchored', 'blank',
-           'attach', 'anchor_path', 'Pretrained', 'input_shape', 'encoder_of', 'try_out', 'passes_by', 'anchor']
+           'attach', 'anchor_path', 'read_gate', 'Pretrained', 'input_shape', 'encoder_of', 'try_out', 'passes_by',
+           'anchor']
 
 # %% ../nbs/13_anchor.ipynb #cell-02
 import copy, json, math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import safetensors
-import safetensors.torch
 import torch
 from huggingface_hub import hf_hub_download
 from torch import nn
 
 from .attention import ATTENTION
-from .data import atomic_write
+from .data import DataError, read_tensors, save_tensors
 from .models import SAAAE
-from .reparameterization import AnchoredGaussian, noise_gate, to_importance
+from .reparameterization import SCOPES, AnchoredGaussian, noise_gate, to_importance
 
 # %% ../nbs/13_anchor.ipynb #cell-05
 class Anchor(nn.Module):
@@ -39,15 +41,18 @@ class Anchor(nn.Module):
         if not 0 < floor <= 1:
             raise ValueError(f"floor must be above 0 and at most 1, not {floor}: the gate is part of the reported variance, and a variance of 0 has no "
                              "logarithm and an infinite price. SAAAE(floor=0) has the published gate.")
+        if scope not in SCOPES: raise ValueError(f"scope must be one of {', '.join(SCOPES)}, not {scope!r}.")
+        for name, shape in dict(input_shape=input_shape, latent_shape=latent_shape).items():
+            if not all(isinstance(n, Integral) and n > 0 for n in shape): raise ValueError(f"{name} must be whole numbers above 0, not {shape!r}.")
         self.name = attention if isinstance(attention, str) else None
-        self.floor, self.scope, self.input_shape, self.latent_shape = floor, scope, tuple(input_shape), tuple(latent_shape)
+        self.floor, self.scope, self.input_shape, self.latent_shape = floor, scope, tuple(map(int, input_shape)), tuple(map(int, latent_shape))
         if isinstance(attention, nn.Module): self.attention = copy.deepcopy(attention)
-        elif attention not in ATTENTION: raise ValueError(f"attention must be one of {', '.join(ATTENTION)}, or a module, not {attention!r}.")
+        elif attention not in tuple(ATTENTION): raise ValueError(f"attention must be one of {', '.join(ATTENTION)}, or a module, not {attention!r}.")
         elif len(input_shape) != 3 or input_shape[0] not in (1, 3) or input_shape[1] != input_shape[2]:
             raise ValueError(f"attention {attention!r} looks at square grey or RGB images, not at inputs of shape {self.input_shape}: pass a module of your own.")
         else:
             with torch.random.fork_rng():  # the caller's random numbers go on as if nothing had been drawn
-                torch.manual_seed(torch.randint(2**62, ()).item())
+                torch.manual_seed(torch.randint(2**62, (), device="cpu").item())
                 self.attention = ATTENTION[attention](input_shape[1], math.prod(latent_shape))
 
     def importance(
@@ -162,6 +167,34 @@ def anchor_path(
     if not (inside/ANCHOR).exists(): raise FileNotFoundError(f"{inside} has no {ANCHOR}: the model in it has no gate. Load it with its own class, then anchor it.")
     return inside/ANCHOR
 
+def read_gate(
+    path: Path,                          # of `save_pretrained`
+    attention: nn.Module | None = None,  # a module like the one that was saved, if it was not a named one
+) -> Anchor:
+    "The gate in a file. Raises `ValueError` for one that is damaged, is another's, or needs `attention`."
+    def refuse(why: object): raise ValueError(f"{path} is refused: {str(why).splitlines()[0].split('. ')[0].rstrip('.')}; save the anchored model again.")
+    try:
+        weights, meta = read_tensors(path)
+        if not meta:  # from before there was a hash
+            with safetensors.safe_open(path, "pt") as f: meta = json.loads((f.metadata() or {}).get("anchor", "null"))
+    except DataError as e: raise ValueError(str(e)) from e
+    except (OSError, TypeError, ValueError, RecursionError, safetensors.SafetensorError) as e: refuse(f"what it says of the gate cannot be read ({e})")
+    if not isinstance(meta, dict) or meta.keys() != {"attention", "floor", "scope", "input_shape", "latent_shape"}: refuse("it does not say which gate it holds")
+    if ((name := meta.pop("attention")) is None) != (attention is not None):
+        raise ValueError(f"attention: {path} was saved with " + ("a module of its maker's own; pass one like it." if name is None else f"{name!r}, which needs no module."))
+    try:
+        with nullcontext() if name is None else torch.device("meta"): gate = Anchor(attention if name is None else name, **meta)  # takes no memory yet
+    except (OverflowError, RuntimeError, TypeError, ValueError) as e: refuse(e)
+    own = gate.state_dict()
+    fits = lambda a, b: a.shape == b.shape and (a.dtype == b.dtype or a.is_floating_point() and b.is_floating_point())
+    if wrong := sorted(own.keys() ^ weights.keys()) or [k for k in own if not fits(own[k], weights[k])]: refuse(f"it has the weights of another gate, {wrong[0]} differs")
+    weights, learned = {k: v.to(own[k].dtype) for k, v in weights.items()}, dict(gate.named_parameters())
+    for k, v in weights.items():
+        if v.isnan().any() or k in learned and v.isinf().any(): refuse(f"{k} is not finite")
+    if name is not None: gate.to_empty(device="cpu")
+    gate.load_state_dict(weights)
+    return gate
+
 class Pretrained:
     "`save_pretrained` and `from_pretrained` of anchored models."
     def save_pretrained(
@@ -176,7 +209,7 @@ class Pretrained:
         a = self.anchor
         meta = dict(attention=a.name, floor=a.floor, scope=a.scope, input_shape=a.input_shape, latent_shape=a.latent_shape)
         weights = {k: v.cpu().contiguous() for k, v in a.state_dict().items()}
-        atomic_write(Path(folder)/ANCHOR, safetensors.torch.save(weights, dict(anchor=json.dumps(meta))))
+        save_tensors(Path(folder)/ANCHOR, weights, meta)
 
     @classmethod
     def from_pretrained(
@@ -187,14 +220,7 @@ class Pretrained:
     ) -> Self:
         "The anchored model that was saved. Raises `FileNotFoundError` without a gate, `ValueError` for one that is damaged or needs `attention`."
         path = anchor_path(folder, **{k: kwargs[k] for k in ("subfolder", "revision", "token", "cache_dir", "force_download", "local_files_only") if k in kwargs})
-        try:
-            with safetensors.safe_open(path, "pt") as f: meta, weights = json.loads(f.metadata()["anchor"]), {k: f.get_tensor(k) for k in f.keys()}
-            name = meta.pop("attention")
-        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as e: raise ValueError(f"{path} cannot be read: {e}") from e
-        if (name is None) != (attention is not None):
-            raise ValueError(f"attention: {path} was saved with " + (f"{name!r}, which needs no module." if name else "a module of its maker's own; pass one like it."))
-        gate = Anchor(name or attention, **meta)
-        gate.load_state_dict(weights)
+        gate = read_gate(path, attention)
         return attach(cls.original.from_pretrained(folder, **kwargs), gate)
 
 # %% ../nbs/13_anchor.ipynb #cell-18

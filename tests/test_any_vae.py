@@ -3,13 +3,14 @@ import json, math, re, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from conftest import ROOT, papermill, rows
 from torch.distributions import Normal, kl_divergence
 
 import saaae.anchor
-from saaae.anchor import ANCHOR, anchor, anchored
-from saaae.data import normalise, photos64
+from saaae.anchor import ANCHOR, anchor, anchored, read_gate
+from saaae.data import normalise, photos64, read_tensors, save_tensors
 from saaae.models import VAE
 from saaae.precision import temper
 
@@ -228,6 +229,76 @@ def test_hub_calls(x, tmp_path, monkeypatch):
     assert {p.name for p in sent.iterdir()} == {"README.md", "config.json", "model.safetensors", ANCHOR}
     again = anchored(VAE).from_pretrained("somebody/anchored", revision="v1")
     assert same(gated, again) and ("somebody/anchored", ANCHOR, "v1") in fetched
+
+
+@pytest.fixture(scope="module")
+def gate(tmp_path_factory):
+    "A gate's file, its weights, and what is said about them."
+    torch.manual_seed(0)
+    anchor(VAE(32, 2, 4)).save_pretrained(folder := tmp_path_factory.mktemp("gate"))
+    return folder / ANCHOR, *read_tensors(folder / ANCHOR)
+
+
+def as_before(path, weights, said):
+    "A gate's file from before there was a hash."
+    text = said if isinstance(said, str) else json.dumps(said)
+    safetensors.torch.save_file(weights, path, dict(anchor=text))
+
+
+def test_gate_files_from_before_the_hash(gate, tmp_path):
+    path, weights, said = gate
+    shutil.copytree(path.parent, tmp_path, dirs_exist_ok=True)
+    as_before(tmp_path / ANCHOR, weights, said)
+    again = anchored(VAE).from_pretrained(tmp_path)
+    assert same(anchored(VAE).from_pretrained(path.parent), again) and again.anchor.latent_shape == (4,)
+
+
+def test_every_flipped_bit_of_a_gate_is_refused(gate, tmp_path):
+    content = gate[0].read_bytes()
+    for at in [*range(8 + int.from_bytes(content[:8], "little")), *range(len(content) - 1, 5000, -len(content) // 50)]:
+        damaged = bytearray(content)
+        damaged[at] ^= 1 << at % 8
+        (tmp_path / ANCHOR).write_bytes(damaged)
+        with pytest.raises(ValueError, match=re.escape(str(tmp_path / ANCHOR))): read_gate(tmp_path / ANCHOR)
+
+
+@pytest.mark.parametrize("hashed", [False, True])
+@pytest.mark.parametrize("said, message", [
+    (dict(evil=1), "does not say which gate"), ([], "does not say which gate"), (dict(floor=0), "floor must be"), (dict(floor="x"), "refused"), (dict(floor=math.nan), "floor must be"),
+    (dict(scope="x"), "scope must be"), (dict(attention="x"), "attention must be"), (dict(attention=[1]), "attention must be"), (dict(attention=""), "attention must be"),
+    (dict(attention=None), "pass one like it"), (dict(input_shape="abc"), "input_shape must be"), (dict(input_shape=5), "refused"), (dict(input_shape=[3, -32, -32]), "input_shape must be"),
+    (dict(attention="linear", input_shape=[3, 1024, 1024]), "another gate"), (dict(latent_shape=[10**9]), "another gate"), (dict(latent_shape=[10**30]), "refused"), (dict(latent_shape=[-4]), "latent_shape must be"),
+    ("[" * 200_000, "cannot be read|does not say"), ("{", "cannot be read|does not say")], ids=lambda v: str(v)[:60])
+def test_what_no_gate_says_is_refused_in_a_sentence(gate, said, message, hashed, tmp_path):
+    path, weights, good = gate
+    (save_tensors if hashed else as_before)(tmp_path / ANCHOR, weights, good | said if isinstance(said, dict) else said)
+    with pytest.raises(ValueError, match=message) as e: read_gate(tmp_path / ANCHOR)
+    assert str(tmp_path / ANCHOR) in str(e.value) and "\n" not in str(e.value) and ". " not in str(e.value)
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda w: {k: v * math.nan for k, v in w.items()}, "not finite"), (lambda w: {k: v * math.inf for k, v in w.items()}, "not finite"),
+    (lambda w: {k: v.double() + 1e300 for k, v in w.items()}, "not finite"), (lambda w: {k: v[:1].contiguous() for k, v in w.items()}, "another gate"),
+    (lambda w: {k: v.long() for k, v in w.items()}, "another gate"), (lambda w: {}, "another gate"), (lambda w: w | {"more": torch.zeros(1)}, "another gate"),
+    (lambda w: w | {"../../x": torch.zeros(1)}, "is a path")], ids=["NaN", "infinite", "infinite in float32", "shapes", "whole numbers", "none", "more", "path"])
+@pytest.mark.parametrize("save", [as_before, save_tensors])
+def test_other_weights_than_a_gates_are_refused_in_a_sentence(gate, change, message, save, tmp_path):
+    path, weights, said = gate
+    save(tmp_path / ANCHOR, change(weights), said)
+    with pytest.raises(ValueError, match=message) as e: read_gate(tmp_path / ANCHOR)
+    assert str(tmp_path / ANCHOR) in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_module_of_ones_own_may_hold_infinite_constants(tmp_path):
+    class Masked(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.score = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32**2, 4))
+            self.register_buffer("mask", torch.tensor([0., -math.inf]))
+        def forward(self, x): return self.score(x)
+
+    anchor(VAE(32, 2, 4), Masked()).save_pretrained(tmp_path)
+    assert anchored(VAE).from_pretrained(tmp_path, attention=Masked()).anchor.attention.mask[1] == -math.inf
 
 
 def test_tutorial(tmp_path):

@@ -4,12 +4,13 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from conftest import ROOT, papermill, rows
 from PIL import Image
 
-from saaae.compression import CodecError, fit_codec, payload_bytes
-from saaae.data import photos64
+from saaae.compression import MAX_SIDE, CodecError, fit_codec, load_codec, payload_bytes, read_codec
+from saaae.data import photos64, save_tensors
 from saaae.training import build_model, configure, save_weights
 
 TOY = dict(epochs=1, width=2, train_images=40, test_images=8, probe_images=40, budgets=[16, 48, 384], device="cpu")
@@ -92,7 +93,7 @@ def test_what_cannot_begin_is_refused(tmp_path, run):
     (tmp_path / "empty").mkdir(), (tmp_path / "in").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "in" / "a.png")
     for source, out, model, reason in (("empty", "out", run, "holds no files"), ("nowhere", "out", run, "is not a folder"), ("in", "in", run, "other than IN_FOLDER"),
-                                       ("in", "out", tmp_path / "nothing", "neither a codec file"), ("in", "out", tmp_path / "in" / "a.png", "cannot be read as a codec file")):
+                                       ("in", "out", tmp_path / "nothing", "neither a codec file"), ("in", "out", tmp_path / "in" / "a.png", "no safetensors file")):
         done = command("encode", tmp_path / source, tmp_path / out, "--model", model)
         assert done.returncode != 0 and reason in done.stderr and "Traceback" not in done.stderr and not (tmp_path / "out").exists(), done.stderr
 
@@ -110,6 +111,71 @@ def test_damage_is_always_refused(run):
         damaged.append(bits.to_bytes(len(stream)))
     for data in damaged:
         with pytest.raises(CodecError): codec.decode(data)
+
+
+@pytest.fixture(scope="module")
+def codec(run):
+    return load_codec(run)
+
+
+def as_before(path, tensors, said):
+    "A codec file from before there was a hash."
+    text = {k: v if isinstance(v, str) else json.dumps(v) for k, v in said.items()}
+    safetensors.torch.save_file(tensors, path, text)
+
+
+def test_codec_files_from_before_the_hash(codec, tmp_path):
+    as_before(tmp_path / "a.safetensors", codec.tensors, dict(codec="1", config=asdict(codec.cfg)))
+    image = Image.fromarray(photos64("test", 1).pixels[0].permute(1, 2, 0).numpy())
+    again = load_codec(tmp_path / "a.safetensors")
+    assert again.cfg == codec.cfg and again.encode(image) == codec.encode(image)
+
+
+def test_every_flipped_bit_of_a_codec_file_is_refused(codec, tmp_path):
+    codec.save(path := tmp_path / "a.safetensors")
+    content = path.read_bytes()
+    for at in [*range(8 + int.from_bytes(content[:8], "little")), *range(len(content) - 1, 5000, -len(content) // 50)]:
+        damaged = bytearray(content)
+        damaged[at] ^= 1 << at % 8
+        path.write_bytes(damaged)
+        with pytest.raises(CodecError, match="a.safetensors"): read_codec(path)
+
+
+@pytest.mark.parametrize("hashed", [False, True])
+@pytest.mark.parametrize("said, message", [
+    (dict(config="{"), "codec file"), (dict(config="[" * 200_000), "codec file"), (dict(config=[]), "not a codec file"), (dict(config=5), "not a codec file"), (dict(codec=2), "version 2"),
+    (dict(image_size=1024, width=1024, latent=65536, attention="linear"), "is not what its config says"), (dict(classes=5), "told a class"), (dict(widht=3), "widht is not a parameter"),
+    (dict(width="wide"), "width must be"), (dict(preset=[]), "refused"), (dict(floor=math.nan), "floor must be")], ids=lambda v: str(v)[:60])
+def test_what_no_codec_says_is_refused_in_a_sentence(codec, said, message, hashed, tmp_path):
+    path, good = tmp_path / "a.safetensors", dict(codec=1, config=asdict(codec.cfg))
+    (save_tensors if hashed else as_before)(path, codec.tensors, good | said if said.keys() <= good.keys() else good | dict(config=good["config"] | said))
+    with pytest.raises(CodecError, match=message) as e: read_codec(path)
+    assert str(path) in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("name, change, message", [
+    ("model.to_mu.weight", lambda v: v * math.nan, "not finite"), ("centre", lambda v: v * math.nan, "not finite"), ("spread", lambda v: v * math.inf, "not finite"), ("spread", lambda v: -v, "above 0"),
+    ("frequency", torch.zeros_like, "frequency must be"), ("frequency", lambda v: -v, "frequency must be"), ("frequency", lambda v: v[:, :3], "is not what"), ("frequency", lambda v: v[:2], "is not what"),
+    ("frequency", lambda v: v.float(), "is not what"), ("centre", lambda v: v[:3], "is not what"), ("centre", lambda v: v.float(), "is not what"), ("model.to_mu.weight", lambda v: v.long(), "is not what"),
+    ("model.to_mu.weight", lambda v: v.T, "is not what"), ("frequency", None, "is not what"), ("more", lambda v: torch.zeros(1), "is not what")])
+@pytest.mark.parametrize("save", [as_before, save_tensors])
+def test_other_tensors_than_a_codecs_are_refused_in_a_sentence(codec, name, change, message, save, tmp_path):
+    path, tensors = tmp_path / "a.safetensors", dict(codec.tensors)
+    old = tensors.pop(name, None)
+    save(path, tensors if change is None else tensors | {name: change(old).contiguous()}, dict(codec=1, config=asdict(codec.cfg)))
+    with pytest.raises(CodecError, match=message) as e: read_codec(path)
+    assert str(path) in str(e.value) and "\n" not in str(e.value)
+
+
+def test_what_the_command_cannot_use_is_named_without_a_traceback(codec, tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "in" / "a.png")
+    Image.new("RGB", (MAX_SIDE + 1, 1)).save(tmp_path / "in" / "wide.png")
+    codec.save(tmp_path / "a.safetensors")
+    as_before(tmp_path / "b.safetensors", codec.tensors, dict(codec=1, config="{"))
+    one, other = (command("encode", tmp_path / "in", tmp_path / out, "--model", tmp_path / f"{out}.safetensors") for out in "ab")
+    assert one.returncode == 1 and "1 of 2" in one.stdout and "refused wide.png: the image has 2097152x1 pixels" in one.stderr
+    assert other.returncode == 1 and "b.safetensors" in other.stderr and len(other.stderr.splitlines()) == 1 and not (tmp_path / "b").exists()
 
 
 def test_toy(tmp_path):
