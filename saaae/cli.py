@@ -158,7 +158,7 @@ def run_reconstruct(args: argparse.Namespace) -> str:
 # %% ../nbs/17_cli.ipynb #cell-20
 def progress(folder: Path, epochs: int) -> list[str]:  # a line a model
     "How far a run came, and its last figures. Raises `CommandError`."
-    if not (folder/"metrics.csv").exists() or len((folder/"metrics.csv").read_bytes().splitlines()) == 1: return []
+    if not (folder/"metrics.csv").exists() or len((folder/"metrics.csv").read_bytes().splitlines()) < 2: return []
     try: rows = whole_rows(folder)
     except NothingYet as e: raise CommandError(str(e)) from e
     told = []

@@ -23,7 +23,7 @@ from PIL import Image
 
 from .data import DataError, Images, atomic_write, load_images, normalise, read_image, read_tensors, save_tensors
 from .models import SAAAE
-from .training import CHECKPOINT, PREVIOUS, Config, ConfigError, TrainingError, build_model, configure, load_run
+from .training import CHECKPOINT, PREVIOUS, Config, ConfigError, TrainingError, blueprint, build_model, configure, load_run
 
 # %% ../nbs/15_compression.ipynb #cell-05
 LEVELS = tuple(2.**k for k in range(-10, 5))  # of t, that have tables
@@ -266,8 +266,8 @@ def check_codec(
 ) -> None:
     "Raise `CodecError` unless this is what `fit_codec` makes; takes no memory."
     refuse_told(cfg)
+    model = blueprint(cfg)
     with torch.device("meta"):
-        model = build_model(replace(cfg, device="meta"))
         dims = math.prod(model.latent_shape)
         own = {f"model.{k}": v for k, v in model.state_dict().items()}
         own |= {k: torch.empty(dims, dtype=torch.float64) for k in ("centre", "spread")} | dict(frequency=torch.empty(len(LEVELS), dims, 2**DEPTH - 1, dtype=torch.int32))

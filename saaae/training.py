@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'RANGES', 'WORDS', 'PRESETS', 'PACKAGES', 'CHECKPOINT', 'PREVIOUS', 'FINISHED', 'FORMAT', 'ConfigError',
-           'Config', 'check_field', 'check_device', 'configure', 'notebook_parameters', 'run_folder', 'build_model',
-           'build_models', 'reuse_memory', 'compile_parts', 'float32_as', 'Learner', 'TrainingError', 'objective',
-           'draw_precision', 'multirate_objective', 'mask_stream', 'generator', 'rewind_bank', 'train_epoch',
-           'git_state', 'describe_run', 'append_row', 'rows_until', 'cut_rows', 'rows_sha256', 'save_checkpoint',
-           'differing', 'refuse_other', 'read_checkpoint', 'restore', 'load_checkpoint', 'read_config', 'sole', 'alone',
-           'refuse_whole_batch', 'start_run', 'open_run', 'kept', 'out_of_room', 'save_weights', 'train', 'load_run',
-           'finished_mark', 'is_finished', 'trained']
+           'Config', 'check_field', 'check_device', 'configure', 'notebook_parameters', 'run_folder', 'make_model',
+           'blueprint', 'build_model', 'build_models', 'reuse_memory', 'compile_parts', 'float32_as', 'Learner',
+           'TrainingError', 'objective', 'draw_precision', 'multirate_objective', 'mask_stream', 'generator',
+           'rewind_bank', 'train_epoch', 'git_state', 'describe_run', 'append_row', 'rows_until', 'cut_rows',
+           'rows_sha256', 'save_checkpoint', 'differing', 'refuse_other', 'read_checkpoint', 'restore',
+           'load_checkpoint', 'read_config', 'sole', 'alone', 'refuse_whole_batch', 'start_run', 'open_run', 'kept',
+           'out_of_room', 'save_weights', 'train', 'load_run', 'finished_mark', 'is_finished', 'trained']
 
 # %% ../nbs/04_training.ipynb #cell-02
 import ast, csv, ctypes, difflib, fcntl, hashlib, json, math, os, platform, socket, subprocess, sys, time
@@ -208,19 +208,26 @@ def run_folder(
     return Path(out).resolve() if out else DATA.parent/"results"/cfg.preset
 
 # %% ../nbs/04_training.ipynb #cell-19
+def make_model(cfg: Config) -> SAAAE:
+    "The model that a config describes, where torch makes tensors now."
+    kind = SAAAE if cfg.multirate == "tempered" else partial(Conditioned, tempers=cfg.multirate == "both")
+    if cfg.classes: kind = partial(ClassConditional, classes=cfg.classes)
+    return kind(**{name: getattr(cfg, name) for name in ("image_size", "width", "latent", "attention", "floor", "scope", "gate", "gate_value")})
+
+def blueprint(cfg: Config) -> SAAAE:
+    "The model that a config describes without its numbers, which takes no memory: on torch's meta device."
+    with torch.random.fork_rng(), torch.device("meta"): return make_model(cfg)
+
 def build_model(
     cfg: Config,
 ) -> SAAAE:  # on the config's device
     "The model that a config describes, with initial weights from its seed. Raises `ConfigError` for one that is too large for this machine."
-    kind = SAAAE if cfg.multirate == "tempered" else partial(Conditioned, tempers=cfg.multirate == "both")
-    if cfg.classes: kind = partial(ClassConditional, classes=cfg.classes)
-    make = lambda: kind(**{name: getattr(cfg, name) for name in ("image_size", "width", "latent", "attention", "floor", "scope", "gate", "gate_value")})
-    with torch.random.fork_rng(), torch.device("meta"): weights = sum(p.numel() for p in make().parameters())  # counted, not made
-    if (need := 16 * weights) > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):  # weight, gradient, Adam's two
+    weights, memory = sum(p.numel() for p in blueprint(cfg).parameters()), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if (need := 16 * weights) > memory:  # a weight, its gradient and Adam's two
         raise ConfigError(f"image_size {cfg.image_size}, width {cfg.width}, latent {cfg.latent} and attention {cfg.attention!r} give a model of {weights:,} weights, which takes {need / 1e9:,.0f} GB to train; this machine has {memory / 1e9:,.0f}.")
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)
-        model = make()
+        model = make_model(cfg)
     if cfg.trains == "decoder": model.requires_grad_(False).decoder.requires_grad_(True)
     return model.to(cfg.device, memory_format=torch.channels_last)
 

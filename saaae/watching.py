@@ -125,8 +125,8 @@ def draw_runs(
 ) -> Figure:
     "Curves of several runs over each other."
     columns, names = [columns] if isinstance(columns, str) else list(columns), list(rows.curve.unique())
-    legend = .17 * math.ceil(len(names) / 4)  # inches
-    fig = Figure(figsize=(4.2 * len(columns), 3.3 + legend), layout="constrained")  # not pyplot's: a view that draws for days leaves none behind
+    legend = .17 * max(0, math.ceil(len(names) / 6) - 3)  # inches, beyond three rows
+    fig = Figure(figsize=(4.2 * len(columns), 3.6 + legend), layout="constrained")  # not pyplot's: a view that draws for days leaves none behind
     for ax, column in zip(fig.subplots(1, len(columns), squeeze=False)[0], columns):
         notes = []
         for i, name in enumerate(names):
@@ -140,7 +140,7 @@ def draw_runs(
             for formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter): formatter("{x:g}")
         ax.grid(alpha=.3, which="both")
     handles, labels = fig.axes[0].get_legend_handles_labels()
-    if handles: fig.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=min(len(labels), 4))
+    if handles: fig.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=min(len(labels), 6))
     return fig
 
 def png(fig: Figure) -> bytes:

@@ -111,10 +111,10 @@ def test_reconstruct_skips_what_is_no_image_and_says_so(images, run, tmp_path):
 def test_info_of_damaged_files_is_one_sentence(run, tmp_path):
     shutil.copytree(run, folder := tmp_path / "run")
     metrics, config = (folder / "metrics.csv").read_bytes(), json.loads((folder / "config.json").read_text())
-    for bad in (b"", b"nonsense\n", metrics.replace(b"model", b"mode", 1), metrics.replace(b"epoch", b"epoc", 1), metrics + b"vae,x,y\n", b"\xff" + metrics):
+    for bad in (b"nonsense\n1\n", metrics.replace(b"model", b"mode", 1), metrics.replace(b"epoch", b"epoc", 1), metrics + b"vae,x,y\n", b"\xff" + metrics):
         (folder / "metrics.csv").write_bytes(bad)
-        assert refused(typed("info", folder), 1, "metrics.csv is damaged")
-    (folder / "metrics.csv").unlink()
+        assert refused(typed("info", folder), 1, "metrics.csv is not a table of epochs")
+    (folder / "metrics.csv").write_bytes(b"")
     assert typed("info", folder).returncode == 0
     for bad in ("", "[" * 200_000, json.dumps(config | dict(git=None)), json.dumps(config | dict(config=[])), json.dumps(config | dict(config=dict(seed=1)))):
         (folder / "config.json").write_text(bad)
