@@ -18,7 +18,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from IPython.display import Image, display
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
@@ -242,6 +241,7 @@ def watch(
     live: bool | None = None,                # follow until stopped; False: draw once; None: follow where Jupyter's server started the kernel
 ) -> View | None:                            # the view that follows
     "Show runs: live in JupyterLab, once where nobody looks on (papermill)."
+    from IPython.display import Image, display  # only here: the command reads runs without it
     if "JPY_SESSION_NAME" in os.environ if live is None else live:
         view = View(runs, every, columns, band)
         display(view.box)
