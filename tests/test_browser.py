@@ -44,7 +44,7 @@ def test_a_person_explores(lab, tmp_path):
         page = browser.new_page(viewport=dict(width=1400, height=1700))
         page.set_default_timeout(120_000)
         page.goto(lab)
-        page.locator(".jp-Notebook").wait_for()
+        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()  # sooner, Run All Cells only asks for a kernel
         page.get_by_text("Run", exact=True).first.click()
         page.get_by_text("Run All Cells", exact=True).click()
         for _ in range(600):  # the last cell saves; JupyterLab draws only the cells in sight
