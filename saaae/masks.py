@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from einops import rearrange, repeat
+from einops import EinopsError, rearrange, repeat
 from PIL import Image
 
-from .data import DATA, DataError
+from .data import DATA, DataError, read_image
 
 # %% ../nbs/06_masks.ipynb #cell-05
 CELLS, COUNT = 32, 1024  # a mask is 32x32 cells; there are 1,024 of a kind
@@ -88,8 +88,8 @@ def bank_hashes(
 def read_bank(kind: str, root: Path | None = None) -> np.ndarray:
     "The masks of a kind, bool `[1024, 32, 32]`. Raises `DataError` if they are not there."
     path = Path(root or DATA/"masks")/f"{kind}.png"
-    try: return rearrange(np.asarray(Image.open(path).convert("1")), "(r h) (c w) -> (r c) h w", h=CELLS, w=CELLS)
-    except (OSError, SyntaxError, ValueError) as e:
+    try: return rearrange(np.asarray(read_image(path).convert("1")), "(r h) (c w) -> (r c) h w", h=CELLS, w=CELLS)
+    except (DataError, EinopsError) as e:
         raise DataError(f"{path} cannot be read ({e}): `git checkout data/masks` brings it back.") from e
 
 def evaluation_masks(
