@@ -472,7 +472,7 @@ def read_image(
 ) -> Image.Image:                # upright, RGB, 8 bits, sRGB; of several images the first
     "Read any image that Pillow opens, also one with damaged metadata. Raises `DataError` if it is none or damaged."
     failures = []
-    with warnings.catch_warnings(), suppress(OSError):  # a file that cannot be opened is among the failures
+    with warnings.catch_warnings(), suppress(OSError, ValueError):  # a path that cannot be opened failed before
         warnings.simplefilter("ignore")  # Pillow's, of files that it can read nevertheless
         for content in readings(source):
             try: return decode_image(content, most)
