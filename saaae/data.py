@@ -737,11 +737,11 @@ def split_images(
         rest = sum(map(len, found.values()))
         if rest: left.append(f"{rest} images in {inner} are left out: they are beside {', '.join(splits.values())}.")
         return dict(train=own["train"], test=own["test"] if "test" in own else own["val"]), left
-    held_out = [name for name in found if split_name(name)[1] in ("val", "test")]
-    if len(found) == 1 and held_out: return dict(train=[], test=with_classes(inner, files)), left
+    held_out, alone = [name for name in found if split_name(name)[1] in ("val", "test")], len(found) == 1 and "" not in found
+    if alone and held_out: return dict(train=[], test=with_classes(inner, files)), left
     left += [f"{inner/name} is read as a class: there is no folder of that kind to train on." for name in held_out]
     drawn, seen = dict(train=[], test=[]), Counter()
-    for path, name in with_classes(inner if len(found) == 1 else root, files):
+    for path, name in with_classes(inner if alone else root, files):
         seen[name] += 1
         drawn["test" if seen[name] % 6 == 0 else "train"].append((path, name))
     if drawn["train"] and not drawn["test"]: drawn["test"].append(drawn["train"].pop())  # a handful of images: the last one
