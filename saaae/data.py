@@ -238,7 +238,8 @@ def gather(
     pixels, labels, groups = [], [], []
     for picture, label, group in pictures: pixels.append(picture), labels.append(label), groups.append(group)
     pixels = torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
-    return Images(pixels, torch.tensor(labels).long(), torch.tensor(groups).long(), tuple(about["classes"]), about["name"])
+    labels, groups = torch.tensor(labels).long(), torch.tensor(groups).long()
+    return Images(pixels, labels, groups, tuple(about["classes"]), about["name"])
 
 def cache_path(
     root: str | Path,  # where the images come from
@@ -390,7 +391,7 @@ def srgb_transform(
     profile: bytes | None,  # ICC; `None`: that of the mode, which only LAB has
     mode: str,
 ) -> ImageCms.ImageCmsTransform | None:
-    "What turns a profile's colours into sRGB. `None` for sRGB itself, and for a profile that is damaged or of other colours than the mode's."
+    "What turns a profile's colours into sRGB. `None` for sRGB, and for a damaged profile or one of other colours."
     try:
         found = ImageCms.ImageCmsProfile(io.BytesIO(profile) if profile else ImageCms.createProfile(mode))
         if found.profile.xcolor_space.strip() != COLOUR_SPACES[mode]: return None
@@ -402,31 +403,33 @@ def srgb_transform(
     moved = np.asarray(ImageCms.applyTransform(colours, transform), int) - np.asarray(colours.convert("RGB"), int)
     return transform if abs(moved).max() > SRGB_LEVELS else None
 
+# %% ../nbs/00_data.ipynb #new-torgb
 def to_rgb(
     image: Image.Image,  # as Pillow opens it, loaded
 ) -> Image.Image:        # RGB, 8 bits
     "The colours of sRGB, transparency laid on white. Raises `ValueError` for numbers of an unknown range."
+    if image.mode == "F":
+        raise ValueError("it has floating-point numbers, whose range is unknown: save it with 8 or 16 bits")
     profile, alpha = image.info.get("icc_profile"), None
-    if image.mode == "F": raise ValueError("it has floating-point numbers, of a range that is not known; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         levels, clear = np.asarray(image), image.info.get("transparency")
         image = Image.fromarray((levels.clip(0, 65535) // 257).astype(np.uint8))
         if clear is not None: image.putalpha(Image.fromarray(levels != clear).convert("L"))
     if image.has_transparency_data: alpha = image.convert("RGBA").getchannel("A")
     if image.mode not in COLOUR_SPACES: image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
-    if (profile or image.mode == "LAB") and (transform := srgb_transform(profile, image.mode)):
-        image = ImageCms.applyTransform(image, transform)
-    image = image.convert("RGB")
+    transform = srgb_transform(profile, image.mode) if profile else None
+    if image.mode == "LAB": transform = transform or srgb_transform(None, "LAB")
+    image = ImageCms.applyTransform(image, transform) if transform else image.convert("RGB")
     if alpha:
         image.putalpha(alpha)
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     image.info.clear()  # which told of the file, and no longer holds
     return image
 
-# %% ../nbs/00_data.ipynb #new-reader
+# %% ../nbs/00_data.ipynb #new-damaged
 TURNS = Image.Transpose
-UPRIGHT = {2: TURNS.FLIP_LEFT_RIGHT, 3: TURNS.ROTATE_180, 4: TURNS.FLIP_TOP_BOTTOM, 5: TURNS.TRANSPOSE, 6: TURNS.ROTATE_270,
-           7: TURNS.TRANSVERSE, 8: TURNS.ROTATE_90}  # by EXIF's orientation
+UPRIGHT = {2: TURNS.FLIP_LEFT_RIGHT, 3: TURNS.ROTATE_180, 4: TURNS.FLIP_TOP_BOTTOM, 5: TURNS.TRANSPOSE,
+           6: TURNS.ROTATE_270, 7: TURNS.TRANSVERSE, 8: TURNS.ROTATE_90}  # by EXIF's orientation
 
 def upright(image: Image.Image) -> Image.Image:
     "An image turned as its metadata say; as it is where they cannot be read."
@@ -442,7 +445,8 @@ def png_without(
     parts, at = [content[:8]], 8
     while at < len(content):
         end = at + 12 + int.from_bytes(content[at:at + 4])
-        kind, sound = content[at + 4:at + 8], zlib.crc32(content[at + 4:end - 4]) == int.from_bytes(content[end - 4:end])
+        kind, sum_ = content[at + 4:at + 8], content[end - 4:end]
+        sound = zlib.crc32(content[at + 4:end - 4]) == int.from_bytes(sum_)
         if kind[:1].isupper() or kind == b"tRNS" or kind in kept and sound: parts.append(content[at:end])
         at = end
     return b"".join(parts)
@@ -455,6 +459,7 @@ def readings(source: Path | str | bytes) -> Iterator[Path | str | io.BytesIO]:
         content = head + f.read()
     for kept in ((b"iCCP", b"eXIf"), ()): yield io.BytesIO(png_without(content, kept))
 
+# %% ../nbs/00_data.ipynb #new-reader
 def decode_image(
     content: Path | str | io.BytesIO,
     most: int | None,  # pixels
@@ -478,7 +483,8 @@ def read_image(
             try: return decode_image(content, most)
             except Exception as e: failures.append(e)
     why, where = failures[0], f"{len(source)} bytes" if isinstance(source, bytes) else source
-    said = "it has no format that Pillow knows" if isinstance(why, UnidentifiedImageError) else str(why) or type(why).__name__
+    said = str(why) or type(why).__name__
+    if isinstance(why, UnidentifiedImageError): said = "it has no format that Pillow knows"
     raise DataError(f"{where} cannot be read as an image: {said}") from why
 
 # %% ../nbs/00_data.ipynb #cell-29
@@ -557,17 +563,18 @@ def photos64(
     size: int = 64,             # side in pixels, at most 64
     root: Path | None = None,   # the folder of the data set; `None`: `photos64` in `DATA`
 ) -> Images:
-    "The photographs that come with the repository, cut into crops. Raises `DataError` if they are not the published ones."
+    "The photographs of the repository, cut into crops. Raises `DataError` if they are not the published ones."
     root = Path(root or DATA/"photos64")
     if not (root/"photographs.csv").exists():
-        raise DataError(f"photos64 is not in {root}: run from a clone of the repository, or name its `data` in SAAAE_DATA.")
+        raise DataError(f"photos64 is not in {root}: run from a clone, or name the `data` folder of one in SAAAE_DATA.")
     check_split(split)
-    if n is not None and n > 10**6: raise DataError(f"photos64 gives at most a million crops of its photographs, not {n}.")
+    if n is not None and n > 10**6: raise DataError(f"photos64 gives at most a million crops, not {n}.")
     if not 1 <= size <= 64: raise DataError(f"photos64 gives crops of 1 to 64 pixels, not {size}.")
     files = [root/"photographs.csv", *sorted((root/"photographs").glob("*"))]
     path, key, whole = cache_path(root, split, size), source_key(root, files, split, size), N_CROPS[split]
-    if n is None: images, _ = cached(path, key, lambda: cut_crops(root, split, whole, size))
-    elif n <= whole and path.exists(): images = cached(path, key, lambda: cut_crops(root, split, whole, size))[0].first(n)
+    make = lambda: cut_crops(root, split, whole, size)
+    if n is None: images, _ = cached(path, key, make)
+    elif n <= whole and path.exists(): images = cached(path, key, make)[0].first(n)
     else: images = gather(*cut_crops(root, split, n, size))
     if size == 64 and len(images) >= N_CROPS[split]:
         if images.first(N_CROPS[split]).sha256() != json.loads((root/"crops.json").read_text())[split]:
@@ -577,7 +584,7 @@ def photos64(
 
 # %% ../nbs/00_data.ipynb #cell-50
 class _STL10(datasets.STL10):
-    "torchvision's STL10, which also takes files of one's own in the official layout where no official archive is beside them."
+    "torchvision's STL10, which also takes files of one's own in its layout, where no official archive is beside them."
     def _check_integrity(self) -> bool:
         if super()._check_integrity(): return True
         if (Path(self.root)/self.filename).exists() or self.fault(): return False
@@ -601,6 +608,7 @@ class _STL10(datasets.STL10):
         fits = self.split == "unlabeled" or labels.exists() and labels.stat().st_size == n
         return "" if fits else f"{labels} does not fit {images.name}"
 
+# %% ../nbs/00_data.ipynb #new-stl10
 @contextmanager
 def stl10_errors(root: Path) -> Iterator[None]:
     "Turn what can go wrong with a download, an archive or a disk into one sentence with its remedy."
@@ -614,7 +622,8 @@ def stl10_errors(root: Path) -> Iterator[None]:
         if e.errno in FULL:
             raise DataError(f"The disk of {root} is full: STL-10 needs 6 GB there while it is unpacked; "
                             "free some, or name another folder in SAAAE_DATA, and run again.") from e
-        raise DataError(f"STL-10 could not be read or written in {root} ({e}): see to permissions and network, {by_hand}.") from e
+        raise DataError(f"STL-10 could not be read or written in {root} ({e}): see to permissions and network, "
+                        f"name another folder in SAAAE_DATA, {by_hand}.") from e
     except (RuntimeError, ValueError, EOFError, tarfile.TarError, zlib.error, HTTPException) as e:
         raise DataError(f"STL-10 in {root} is truncated or damaged ({e}): "
                         f"delete {root/datasets.STL10.filename} and run again, {by_hand}.") from e
@@ -625,7 +634,8 @@ def resize_stl10(root: Path, split: str, size: int) -> tuple[dict[str, Any], Pic
     if fault := whole.fault():
         raise DataError(f"STL-10 in {root} is damaged: {fault}. Delete {root/whole.base_folder} and run again.")
     shape, shown = v2.Resize((size, size)), tqdm(whole, f"resizing STL-10 {split}", leave=False)
-    pictures = ((rearrange(np.asarray(shape(image)), "h w c -> c h w"), int(label), i) for i, (image, label) in enumerate(shown))
+    pictures = ((rearrange(np.asarray(shape(image)), "h w c -> c h w"), int(label), i)
+                for i, (image, label) in enumerate(shown))
     return dict(classes=list(getattr(whole, "classes", ())), name=f"stl10 {split}"), pictures
 
 def stl10(
@@ -640,10 +650,11 @@ def stl10(
     with stl10_errors(root): return cached(root/f"{split}_{size}.safetensors", "", make, needed=True)[0]
 
 # %% ../nbs/00_data.ipynb #cell-59
-NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow knows these by name, or reads them with another program
+NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow knows their names, or has another program read them
 NOT_MEANT = {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found"}
-COMPANIONS = {"readme", "license", "icon\r", *(f".{suffix}" for suffix in """aae bib cfg csv db docx htm html ini ipynb json jsonl lnk log
-    md md5 names odt pdf pickle pkl py rst sh sha256 tsv txt url xlsx xml xmp yaml yml""".split())}  # beside images, and not meant as images
+COMPANIONS = {"readme", "license", "icon\r", *(f".{suffix}" for suffix in """
+    aae bib cfg csv db docx htm html ini ipynb json jsonl lnk log md md5 names odt pdf pickle pkl py rst sh sha256 tsv
+    txt url xlsx xml xmp yaml yml""".split())}  # lie beside images and are not meant as such
 
 def image_suffixes() -> set[str]:
     "The suffixes, in lower case, of what Pillow reads, with the plugins that are registered."
@@ -655,7 +666,7 @@ def find_files(
     root: Path,
     suffixes: set[str],  # in lower case
 ) -> tuple[list[Path], list[str]]:  # sorted; and what is left out, a line each
-    "The files under a folder. Links are followed, loops end; what is hidden, or an archiver's or a system's own, is passed over."
+    "The files under a folder. Links are followed, loops end; hidden ones and archivers' are passed over."
     files, left, others = [], [], Counter()
     seen = {str(folder) for folder in Path(os.path.realpath(root)).parents}
     folders, links = [root], []  # links wait, so that a folder that is met twice keeps its own name
@@ -679,8 +690,9 @@ def find_files(
     return sorted(files), left + [f"Left out for their suffix in {root}: {kinds}."] * bool(others)
 
 # %% ../nbs/00_data.ipynb #new-layout
-SPLITS = dict(train="train", training="train", val="val", valid="val", validation="val", dev="val", test="test", testing="test")
-SPLIT = re.compile(rf"(?:(.+)[ _-])?({'|'.join(SPLITS)})[ _-]?(?:\d+|set|images|data|[a-z])?", re.I)  # also train2017, seg_test, testA
+SPLITS = dict(train="train", training="train", val="val", valid="val", validation="val", dev="val",
+              test="test", testing="test")
+SPLIT = re.compile(rf"(?:(.+)[ _-])?({'|'.join(SPLITS)})[ _-]?(?:\d+|set|images|data|[a-z])?", re.I)  # also testA
 
 def split_name(
     folder: str,
@@ -696,7 +708,7 @@ def by_folder(root: Path, files: list[Path]) -> dict[str, list[Path]]:
     return dict(found)
 
 def with_classes(root: Path, files: list[Path]) -> list[tuple[Path, str]]:
-    "Files with their classes: the first folder below `root`, or `images`. A split's folder that holds all files is no class."
+    "Files with their classes: the first folder below `root`, or `images`. A split's folder around all is no class."
     found = by_folder(root, files)
     while len(found) == 1 and split_name(only := next(iter(found)))[1]:
         root = root/only
@@ -711,7 +723,7 @@ def find_images(root: Path) -> list[tuple[Path, str]]:
 
 # %% ../nbs/00_data.ipynb #new-splits
 def split_folders(root: Path, folders: Iterable[str]) -> dict[str, str]:
-    "Each split's folder, where one is to train on and one is held out; else none. Raises `DataError` for several of one split."
+    "Each split's folder, if one is to train on and one is held out; else none. Raises `DataError` for two of a split."
     found = defaultdict(lambda: defaultdict(list))
     for folder in folders:
         before, split = split_name(folder)
@@ -720,13 +732,14 @@ def split_folders(root: Path, folders: Iterable[str]) -> dict[str, str]:
     for split in ("train", "val", "test"):
         names = sorted(name for splits in layouts for name in splits.get(split, ()))
         if len(names) > 1:
-            raise DataError(f"{root} has several folders for one split ({', '.join(names)}): give a folder that has one for each.")
+            raise DataError(f"{root} has several folders for one split ({', '.join(names)}): "
+                            "give a folder that has one for each.")
     return {split: name for splits in layouts for split, (name,) in splits.items()}
 
 def split_images(
     root: Path,
-) -> tuple[dict[str, list[tuple[Path, str]]], list[str]]:  # files with classes, by split; and what is left out, a line each
-    "The images to train on and those of the test: as folders say, else every sixth of a class is held out. Raises `DataError`."
+) -> tuple[dict[str, list[tuple[Path, str]]], list[str]]:  # files with classes, by split; what is left out, a line each
+    "The images to train on and for the test: by folders, else every sixth of a class is held out. Raises `DataError`."
     files, left = find_files(root, image_suffixes())
     inner, found = root, by_folder(root, files)
     while len(found) == 1 and (only := next(iter(found))) and not split_name(only)[1]:  # a folder around the splits
@@ -737,14 +750,15 @@ def split_images(
         rest = sum(map(len, found.values()))
         if rest: left.append(f"{rest} images in {inner} are left out: they are beside {', '.join(splits.values())}.")
         return dict(train=own["train"], test=own["test"] if "test" in own else own["val"]), left
-    held_out, alone = [name for name in found if split_name(name)[1] in ("val", "test")], len(found) == 1 and "" not in found
+    alone = len(found) == 1 and "" not in found
+    held_out = [name for name in found if split_name(name)[1] in ("val", "test")]
     if alone and held_out: return dict(train=[], test=with_classes(inner, files)), left
     left += [f"{inner/name} is read as a class: there is no folder of that kind to train on." for name in held_out]
     drawn, seen = dict(train=[], test=[]), Counter()
     for path, name in with_classes(inner if alone else root, files):
         seen[name] += 1
         drawn["test" if seen[name] % 6 == 0 else "train"].append((path, name))
-    if drawn["train"] and not drawn["test"]: drawn["test"].append(drawn["train"].pop())  # a handful of images: the last one
+    if drawn["train"] and not drawn["test"]: drawn["test"].append(drawn["train"].pop())  # a handful: the last one
     return drawn, left
 
 # %% ../nbs/00_data.ipynb #new-folder
@@ -770,7 +784,7 @@ def folder_images(
     split: str = "train",  # train or test
     size: int = 64,        # side in pixels
 ) -> Images:
-    "Read a folder of images. What is left out, and each unreadable one, is in one warning; raises `DataError` if none is left."
+    "Read a folder of images. One warning names what cannot be read or is left out. Raises `DataError` if all is."
     check_split(split)
     root = Path(root)
     if not root.is_dir(): raise DataError(f"{root} is not a folder.")
@@ -778,7 +792,8 @@ def folder_images(
     files, kept = splits[split], len(splits["test"])
     classes = sorted({name for own in splits.values() for _, name in own})  # of both splits, so that labels agree
     key = source_key(root, [path for path, _ in files], split, size, classes, [name for _, name in files])
-    images, about = cached(cache_path(root, split, size), key, lambda: read_folder(files, classes, f"{root.name} {split}", size))
+    make = lambda: read_folder(files, classes, f"{root.name} {split}", size)
+    images, about = cached(cache_path(root, split, size), key, make)
     skipped = about["skipped"]
     if skipped: left = [f"{len(skipped)} of {len(files)} files skipped:", *skipped, *left]
     if left: warnings.warn("\n".join(left), stacklevel=2)

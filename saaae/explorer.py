@@ -23,7 +23,8 @@ import torch
 from ipycanvas import Canvas
 from PIL import Image, ImageDraw, ImageOps
 
-from .data import DataError, Images, atomic_write, find_images, is_folder, normalise, read_image, stream_seed, to_unit
+from .data import DataError, Images, atomic_write, find_images, is_folder, normalise, read_image, stream_seed
+from .data import to_unit
 from .evaluation import overlay
 from .masks import KINDS, evaluation_masks
 from .models import PRETRAINED, SAAAE, VAE
@@ -115,7 +116,8 @@ def pack(
 def unpack(text: str) -> np.ndarray:
     "The image or the mask again. Raises `ExploreError`."
     try: return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
-    except (OSError, ValueError) as e: raise ExploreError(f"The settings hold an image that cannot be read ({e}): save them again.") from e
+    except Exception as e:  # of any type, since text may hold anything
+        raise ExploreError(f"The settings hold an image that cannot be read ({e}): save them again.") from e
 
 # %% ../nbs/18_explorer.ipynb #cell-13
 @lru_cache(len(KINDS))

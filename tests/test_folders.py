@@ -1,4 +1,4 @@
-"Folders as people have them: hidden and archivers' leftovers, links and loops, splits by whichever name; caches that know contents; where downloads go."
+"Folders as people have them: leftovers, links, splits by any name; caches that know contents; where downloads go."
 import importlib.util, os, shutil, warnings
 from collections import Counter
 from pathlib import Path
@@ -55,20 +55,24 @@ def names(root):
 
 
 def test_hidden_and_archive_folders_are_passed_over(root):
-    lay(root, "cat/0.jpg", "dog/0.jpg", ".ipynb_checkpoints/0-checkpoint.jpg", "cat/.ipynb_checkpoints/0-checkpoint.jpg", "__MACOSX/cat/0.jpg",
-        "__MACOSX/cat/._0.jpg", "cat/._0.jpg", ".thumbnails/0.jpg", "cat/@eaDir/0.jpg/SYNOPHOTO_THUMB_M.jpg", "$RECYCLE.BIN/S-1-5/$R0.jpg",
-        "System Volume Information/0.jpg", "lost+found/0.jpg", ".Trash-1000/files/0.jpg", "#recycle/0.jpg", ".git/0.png",
-        ".DS_Store", "cat/Thumbs.db", "desktop.ini", "Icon\r", "README", "README.txt", "labels.csv", "LICENSE", "meta.json", "annotations/0.xml")
+    lay(root, "cat/0.jpg", "dog/0.jpg", ".ipynb_checkpoints/0-checkpoint.jpg", "cat/.ipynb_checkpoints/0.jpg",
+        "__MACOSX/cat/0.jpg", "__MACOSX/cat/._0.jpg", "cat/._0.jpg", ".thumbnails/0.jpg", "cat/@eaDir/0.jpg/M.jpg",
+        "$RECYCLE.BIN/S-1-5/$R0.jpg", "System Volume Information/0.jpg", "lost+found/0.jpg", ".Trash-1000/files/0.jpg",
+        "#recycle/0.jpg", ".git/0.png", ".DS_Store", "cat/Thumbs.db", "desktop.ini", "Icon\r", "README", "README.txt",
+        "labels.csv", "LICENSE", "meta.json", "annotations/0.xml")
     assert names(root) == ["cat/0.jpg", "dog/0.jpg"] and splits(root) == [{"cat": 1}, {"dog": 1}]
 
 
 def test_a_hidden_folder_that_is_asked_for_is_read(root):
     lay(root, ".pictures/of.mine/0.jpg")
-    assert names(root) == [] and names(root / ".pictures") == ["of.mine/0.jpg"] and len(names(root / ".pictures" / "of.mine")) == 1
+    assert names(root) == [] and names(root / ".pictures") == ["of.mine/0.jpg"]
+    assert names(root / ".pictures" / "of.mine") == ["0.jpg"]
 
 
-READABLE = ".jpg .JPG .jpeg .jpe .jfif .png .apng .gif .bmp .dib .tif .tiff .webp .avif .jp2 .j2k .mpo .ppm .pgm .pbm .tga .ico .psd .pcx .dds".split()
-LEFT_OUT = ".heic .HEIF .cr2 .nef .dng .arw .mp4 .mov .mpg .svg .eps .ps .wmf .h5 .hdf .grib .npy .zip .jxl .jpg_large".split()
+READABLE = """.jpg .JPG .jpeg .jpe .jfif .png .apng .gif .bmp .dib .tif .tiff .webp .avif .jp2 .j2k .mpo .ppm .pgm .pbm .tga
+    .ico .psd .pcx .dds""".split()
+LEFT_OUT = """.HEIC .heif .cr2 .nef .dng .arw .mp4 .mov .mpg .svg .eps .ps .wmf .h5 .hdf .grib .npy .zip .jxl
+    .jpg_large""".split()
 
 
 @pytest.mark.parametrize("suffix", READABLE)
@@ -80,7 +84,7 @@ def test_the_suffixes_are_pillows(root, suffix):
 def test_what_may_have_been_meant_as_an_image_is_counted_in_one_warning(root):
     for i in range(6): picture(root / f"{i}.png", i)
     lay(root, *(f"a{i}{suffix}" for i, suffix in enumerate(LEFT_OUT)), "a.jpg:large", "b.heic", "unnamed", "notes.txt")
-    (root / "cats.png").symlink_to(root / "nowhere"), (root / "dogs").symlink_to("nowhere"), (root / "me").symlink_to("me")
+    for name, to in {"cats.png": "nowhere", "dogs": "/media/usb/dogs", "me": "me"}.items(): (root / name).symlink_to(to)
     os.mkfifo(root / "pipe.png")
     (root / "broken.png").write_bytes(b"<html>404")
     for read in (lambda: folder_images(root, "train", 8), lambda: find_images(root)):
@@ -88,9 +92,8 @@ def test_what_may_have_been_meant_as_an_image_is_counted_in_one_warning(root):
             warnings.simplefilter("always")
             read()
         said, = (str(w.message) for w in said)
-        for name in ("2 .heic", "cats.png is left out: it links to nothing", "dogs is left out", "me is left out", "pipe.png is left out: it is no file"): assert name in said
-        assert "notes" not in said
-    assert sum(find_files(root, {".heic"})[1][-1].count(f" {s.lower()}") for s in (".png", ".heic")) == 1  # what is asked for is not counted
+        for name in ("cats.png", "dogs", "me"): assert f"{name} is left out: it links to nothing" in said
+        assert "2 .heic" in said and "pipe.png is left out: it is no file" in said and "notes" not in said
 
 
 def test_plugins_that_a_user_registers_count(root, monkeypatch):
@@ -107,7 +110,8 @@ def test_a_folder_that_cannot_be_opened_is_named(root, monkeypatch):
         if str(path).endswith("b"): raise PermissionError(13, "Permission denied")
         return plain(path)
     monkeypatch.setattr(os, "listdir", listdir)
-    with pytest.warns(UserWarning, match="b is left out: it cannot be opened \\(Permission denied\\)"): assert len(find_images(root)) == 1
+    with pytest.warns(UserWarning, match="b is left out: it cannot be opened \\(Permission denied\\)"):
+        assert len(find_images(root)) == 1
 
 
 # Links
@@ -132,13 +136,15 @@ def test_loops_end_and_no_file_is_read_twice(root, loop):
     if loop == "mutual": link("a/b", "../b"), link("b/a", "../a")
     if loop == "deep": link("c/d/e", "../../c")
     files, left = find_files(root, {".png"})
-    assert [str(p.relative_to(root)) for p in files] == ["a/0.png", "b/0.png", "c/d/0.png"] and all("is read already, or is around it" in line for line in left)
+    assert [str(p.relative_to(root)) for p in files] == ["a/0.png", "b/0.png", "c/d/0.png"]
+    assert left and all("is read already, or is around it" in line for line in left)
 
 
 def test_a_folder_met_twice_keeps_its_own_name_and_the_other_is_named(root):
     lay(root, "z/", "2024-05/")
     (root / "a").symlink_to("z"), (root / "latest").symlink_to("2024-05")
-    with pytest.warns(UserWarning, match="a is left out.*\n.*latest is left out"): assert {kind for _, kind in find_images(root)} == {"z", "2024-05"}
+    with pytest.warns(UserWarning, match="a is left out.*\n.*latest is left out"):
+        assert {kind for _, kind in find_images(root)} == {"z", "2024-05"}
 
 
 # Splits
@@ -154,14 +160,17 @@ def before(root):
     return own
 
 
-@pytest.mark.parametrize("folders", [["./"], ["cat/", "dog/"], ["./", "b/c/", "b/d/", "A/"], ["mine/"], ["mine/a/", "mine/b/"], ["train/", "bus/"]])
+@pytest.mark.parametrize("folders", [["./"], ["cat/", "dog/"], ["./", "b/c/", "b/d/", "A/"], ["mine/"],
+                                     ["mine/a/", "mine/b/"], ["train/", "bus/"], ["contest/", "latest/", "retrain/", "devices/"]])
 def test_plain_folders_are_drawn_as_they_were(root, folders):
     lay(root, *folders, n=13)
     assert split_images(root) == (before(root), [])
 
 
-@pytest.mark.parametrize("train, val, test", [("train", "val", "test"), ("Train", "Val", "Test"), ("TRAIN", "VALID", "TEST"), ("training", "validation", "testing"),
-                                              ("train2017", "val2017", "test2017"), ("train_images", "dev_images", "test-images"), ("seg_train", "seg_dev", "seg_test")])
+@pytest.mark.parametrize("train, val, test", [
+    ("train", "val", "test"), ("Train", "Val", "Test"), ("TRAIN", "VALID", "TEST"),
+    ("training", "validation", "testing"), ("train2017", "val2017", "test2017"),
+    ("train_images", "dev_images", "test-images"), ("seg_train", "seg_dev", "seg_test")])
 def test_splits_by_name(root, train, val, test):
     "Images for validation are the test where there is no other, and are never trained on."
     lay(root, f"{train}/cat/", f"{train}/dog/", n=7)
@@ -185,46 +194,51 @@ def test_images_of_a_test_alone_are_not_trained_on(root, only):
     assert splits(root, warned=1) == [{only: 3, "dog": 5}, {"dog": 1}]  # beside other classes it is one, which is said
 
 
-@pytest.mark.parametrize("folders", [["trainA/", "trainB/", "testA/", "testB/"], ["train2014/", "train2017/", "val2014/", "val2017/"], ["train/", "val/", "valid/"],
-                                     ["a_train/", "a_test/", "b_train/", "b_test/"], ["Train/", "train/", "test/"]])
+@pytest.mark.parametrize("folders", [
+    ["trainA/", "trainB/", "testA/", "testB/"], ["train2014/", "train2017/", "val2014/", "val2017/"],
+    ["a_train/", "b_train/", "a_test/", "b_test/"], ["Train/", "train/", "test/"], ["val/", "valid/", "train/"]])
 def test_several_folders_for_one_split_are_refused_by_name(root, folders):
     lay(root, *folders)
-    with pytest.raises(DataError, match="several folders for one split \\(") as refused: split_images(root)
-    assert str(refused.value).count("\n") == 0 and folders[0][:-1] in str(refused.value) or "val" in str(refused.value)
+    several = f"{folders[0][:-1]}, {folders[1][:-1]}"
+    with pytest.raises(DataError, match=f"several folders for one split \\({several}\\): give"): split_images(root)
 
 
-LAYOUTS = {  # folders of three images each, and what they give
-    "Imagenette": (["imagenette2/train/n01/", "imagenette2/train/n02/", "imagenette2/val/n01/", "imagenette2/noisy.csv"], [{"n01": 3, "n02": 3}, {"n01": 3}], 0),
-    "CIFAR-10 as PNG": (["train/airplane/", "train/cat/", "test/airplane/", "test/cat/", "labels.txt"], [{"airplane": 3, "cat": 3}, {"airplane": 3, "cat": 3}], 0),
-    "COCO": (["train2017/", "val2017/", "annotations/instances.json"], [{"images": 3}, {"images": 3}], 0),
-    "Tiny-ImageNet": (["train/n01/images/", "train/n02/images/", "val/images/", "val/val_annotations.txt", "test/images/"], [{"n01": 3, "n02": 3}, {"images": 3}], 0),
-    "CelebA": (["img_align_celeba/"], [{"img_align_celeba": 2}, {"img_align_celeba": 1}], 0),
-    "CelebA, unpacked twice": (["img_align_celeba/img_align_celeba/"], [{"img_align_celeba": 2}, {"img_align_celeba": 1}], 0),
-    "Caltech-101": (["101_ObjectCategories/accordion/"], [{"101_ObjectCategories": 2}, {"101_ObjectCategories": 1}], 0),
-    "DTD": (["dtd/images/banded/", "dtd/labels/train1.txt", "dtd/imdb/imdb.mat"], [{"dtd": 2}, {"dtd": 1}], 1),
-    "VOC": (["JPEGImages/", "Annotations/0.xml", "ImageSets/Main/train.txt"], [{"JPEGImages": 2}, {"JPEGImages": 1}], 0),
-    "cats and dogs": (["PetImages/Cat/", "PetImages/Cat/Thumbs.db", "PetImages/Dog/", "readme[1].txt", "MSR-LA - 3467.docx"], [{"PetImages": 5}, {"PetImages": 1}], 0),
-    "cats and dogs, sets": (["training_set/training_set/cats/", "training_set/training_set/dogs/", "test_set/test_set/cats/"], [{"cats": 3, "dogs": 3}, {"cats": 3}], 0),
-    "Intel scenes": (["seg_train/seg_train/sea/", "seg_test/seg_test/sea/", "seg_pred/seg_pred/"], [{"sea": 3}, {"sea": 3}], 1),
-    "traffic signs": (["Train/0/", "Train/1/", "Test/", "Meta/", "Meta.csv", "Train.csv"], [{"0": 3, "1": 3}, {"images": 3}], 1),
-    "brain scans": (["Training/glioma/", "Testing/glioma/"], [{"glioma": 3}, {"glioma": 3}], 0),
-    "sign language": (["asl_alphabet_train/asl_alphabet_train/A/", "asl_alphabet_test/asl_alphabet_test/"], [{"A": 3}, {"images": 3}], 0),
-    "zipped on a Macintosh": (["set/set/train/a/", "set/set/test/a/", "set/.DS_Store", "__MACOSX/set/set/train/a/"], [{"a": 3}, {"a": 3}], 0),
-    "a class of tests": (["lab/test/", "lab/microscope/", "field/"], [{"field": 3, "lab": 5}, {"lab": 1}], 0),
-    "words that hold a split's": (["contest/", "latest/", "retrain/", "trainer/", "devices/", "values/"], None, 0),
+LAYOUTS = {  # folders of three images each; the images of each class to train on, and of the test; what is left out
+    "Imagenette": ("imagenette2/train/n01/ imagenette2/train/n02/ imagenette2/val/n01/ imagenette2/noisy.csv",
+                   dict(n01=3, n02=3), dict(n01=3), 0),
+    "CIFAR-10 as PNG": ("train/cat/ train/frog/ test/cat/ labels.txt", dict(cat=3, frog=3), dict(cat=3), 0),
+    "COCO": ("train2017/ val2017/ annotations/instances.json", dict(images=3), dict(images=3), 0),
+    "Tiny-ImageNet": ("train/n01/images/ train/n02/images/ val/images/ val/val_annotations.txt test/images/",
+                      dict(n01=3, n02=3), dict(images=3), 0),
+    "CelebA": ("img_align_celeba/", dict(img_align_celeba=2), dict(img_align_celeba=1), 0),
+    "CelebA, unpacked twice": ("celeba/img/img/ celeba/attributes.csv", dict(celeba=2), dict(celeba=1), 0),
+    "Caltech-101": ("objects/accordion/ objects/ant/", dict(objects=5), dict(objects=1), 0),
+    "DTD": ("dtd/images/banded/ dtd/labels/train1.txt dtd/imdb/imdb.mat", dict(dtd=2), dict(dtd=1), 1),
+    "VOC": ("JPEGImages/ Annotations/0.xml ImageSets/Main/train.txt", dict(JPEGImages=2), dict(JPEGImages=1), 0),
+    "cats and dogs": ("PetImages/Cat/ PetImages/Cat/Thumbs.db PetImages/Dog/ readme[1].txt MSR-LA.docx",
+                      dict(PetImages=5), dict(PetImages=1), 0),
+    "cats and dogs, sets": ("training_set/training_set/cats/ training_set/training_set/dogs/ test_set/test_set/cats/",
+                            dict(cats=3, dogs=3), dict(cats=3), 0),
+    "Intel scenes": ("seg_train/seg_train/sea/ seg_test/seg_test/sea/ seg_pred/seg_pred/", dict(sea=3), dict(sea=3), 1),
+    "traffic signs": ("Train/0/ Train/1/ Test/ Meta/ Meta.csv Train.csv", {"0": 3, "1": 3}, dict(images=3), 1),
+    "brain scans": ("Training/glioma/ Testing/glioma/", dict(glioma=3), dict(glioma=3), 0),
+    "sign language": ("asl_train/asl_train/A/ asl_test/asl_test/", dict(A=3), dict(images=3), 0),
+    "zipped on a Macintosh": ("set/set/train/a/ set/set/test/a/ set/.DS_Store __MACOSX/set/set/train/a/",
+                              dict(a=3), dict(a=3), 0),
+    "tests further down": ("lab/test/ lab/microscope/ field/", dict(field=3, lab=5), dict(lab=1), 0),
 }
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layouts_of_well_known_data_sets(root, name):
-    folders, right, warned = LAYOUTS[name]
-    lay(root, *folders, n=3)
-    if right is None: assert split_images(root) == (before(root) | dict(test=before(root)["train"][-1:], train=before(root)["train"][:-1]), [])
-    else: assert splits(root, warned) == right
+    folders, *right, left = LAYOUTS[name]
+    lay(root, *folders.split(), n=3)
+    assert splits(root, left) == right
 
 
 def test_no_image_to_validate_with_is_trained_on(root):
-    for i, name in enumerate(f"{split}/{kind}/{j}.png" for split in ("train", "val") for kind in ("cat", "dog") for j in range(6)): picture(root / name, i)
+    for i, folder in enumerate(("train/cat", "train/dog", "val/cat", "val/dog")):
+        for j in range(6): picture(root / folder / f"{j}.png", 10 * i + j)
     train, test = folder_images(root, "train", 8), folder_images(root, "test", 8)
     assert (train.classes, len(train), test.classes, len(test)) == (("cat", "dog"), 12, ("cat", "dog"), 12)
     assert not {p.numpy().tobytes() for p in train.pixels} & {p.numpy().tobytes() for p in test.pixels}
@@ -294,5 +308,5 @@ def test_downloads_go_where_data_are(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "DATA", tmp_path / "data")
     def download(root, split, size): raise OSError(30, "Read-only file system", str(root))
     monkeypatch.setattr(data, "resize_stl10", download)
-    with pytest.raises(DataError, match=f"could not be read or written in {tmp_path / 'data' / 'STL10'}"): data.stl10("train", 8)
+    with pytest.raises(DataError, match=f"written in {tmp_path / 'data' / 'STL10'}.*SAAAE_DATA"): data.stl10("train", 8)
     with pytest.raises(DataError, match="SAAAE_DATA"): photos64("train")

@@ -29,9 +29,20 @@ def got(content):
     return np.asarray(image).astype(int)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def plugins():
-    Image.init()
+def chunks(png):
+    "The chunks of a PNG file: kind and content."
+    at = 8
+    while at < len(png):
+        length = int.from_bytes(png[at:at + 4])
+        yield png[at + 4:at + 8], png[at + 8:at + 8 + length]
+        at += 12 + length
+
+
+def png_of(parts, spoilt=None):
+    "A PNG file of these chunks; the check sum of kind `spoilt` is wrong."
+    sums = [struct.pack(">I", zlib.crc32(kind + content) ^ (kind == spoilt)) for kind, content in parts]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + total for (kind, content), total in zip(parts, sums))
 
 
 # Colours
@@ -54,8 +65,8 @@ def icc(space, kind=b"mntr", connection=b"XYZ ", **tags):
     for name, tag in tags.items():
         table += name.encode() + struct.pack(">II", start + len(body), len(tag))
         body += tag + bytes(-len(tag) % 4)
-    head = struct.pack(">I", start + len(body)) + b"\0\0\0\0\x02\x10\0\0" + kind + space + connection + bytes(12) + b"acsp" + bytes(28)
-    return (head + b"".join(map(fixed, D50[0]))).ljust(128, b"\0") + table + body
+    head = struct.pack(">I", start + len(body)) + b"\0\0\0\0\x02\x10\0\0" + kind + space + connection + bytes(12)
+    return (head + b"acsp" + bytes(28) + b"".join(map(fixed, D50[0]))).ljust(128, b"\0") + table + body
 
 
 def matrix_profile(columns, tone):
@@ -85,10 +96,11 @@ def to_srgb(light):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_colours_go_through_the_profile(kind):
-    "Against the matrices of both colour spaces, within 3 levels: tables of 16 bits, rounding, and the format's own loss."
+    "Against the matrices of both colour spaces, within 3 levels: tables, rounding, and the format's own loss."
     for colour in ((60, 200, 60), (200, 60, 60), (90, 90, 200), (128, 128, 128), (255, 255, 255), (20, 30, 40)):
         light = (np.array(colour) / 255) ** 2.19921875 @ ADOBE @ np.linalg.inv(SRGB)
-        content = encode(Image.new("RGB", (16, 16), colour), kind, icc_profile=ADOBE_PROFILE, quality=100, subsampling=0)
+        plain = Image.new("RGB", (16, 16), colour)
+        content = encode(plain, kind, icc_profile=ADOBE_PROFILE, quality=100, subsampling=0)
         assert abs(got(content)[8, 8] - to_srgb(light)).max() <= 3, colour
 
 
@@ -129,19 +141,20 @@ def test_a_profile_goes_with_palettes_and_transparency():
 
 
 def test_inks_go_through_their_profile():
-    "A table of one step an ink: no ink is D50 white, any ink with full black is black, full cyan is the blue of Lab (50, 0, -60)."
+    "A table of one step an ink: no ink is white, all with full black are black, full cyan is a blue of Lab."
     def lab(c, m, y, k): return (0, 128, 128) if k else (128, 128, 68) if c else (255, 128, 128)
     nodes = [lab(c, m, y, k) for c in (0, 1) for m in (0, 1) for y in (0, 1) for k in (0, 1)]
     ramp = bytes(range(256))
-    table = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + b"".join(map(fixed, np.eye(3).ravel())) + ramp * 4 + bytes(np.array(nodes, np.uint8)) + ramp * 3
+    table = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + b"".join(map(fixed, np.eye(3).ravel()))
+    table += ramp * 4 + bytes(np.array(nodes, np.uint8)) + ramp * 3
     profile = icc(b"CMYK", b"prtr", b"Lab ", A2B0=table)
     for kind in ("JPEG", "TIFF"):
         for inks, right in (((0, 0, 0, 0), (255, 255, 255)), ((0, 0, 0, 255), (0, 0, 0))):
             content = encode(Image.new("CMYK", (16, 16), inks), kind, icc_profile=profile, quality=100)
             assert abs(got(content)[8, 8] - right).max() <= 3, (kind, inks)
         cyan = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
-        shown, naive = (got(encode(cyan, kind, quality=100, **with_profile))[8, 8] for with_profile in (dict(icc_profile=profile), {}))
-        assert abs(naive - (0, 255, 255)).max() <= 2 and abs(shown - naive).max() > 50 and shown[2] > shown[1] > shown[0], (kind, shown)
+        shown = got(encode(cyan, kind, quality=100, icc_profile=profile))[8, 8]
+        assert shown[2] > 150 > shown[1] > shown[0], (kind, shown)  # where (0, 255, 255) is what there is without one
 
 
 def test_inks_without_a_profile():
@@ -165,27 +178,31 @@ def test_lab_becomes_srgb():
 @pytest.mark.parametrize("name", ["empty", "noise", "cut", "grey", "inks", "lab", "words"])
 def test_a_profile_that_does_not_fit_is_passed_over(name):
     "Damaged ones, and those of other colours than the pixels'."
-    profile = dict(empty=b"", noise=bytes(RNG.randint(0, 256, 500, np.uint8)), cut=ADOBE_PROFILE[:200], grey=GREY_PROFILE, words=b"sRGB",
-                   inks=icc(b"CMYK", b"prtr", b"Lab "), lab=ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes())[name]
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    noise = bytes(RNG.randint(0, 256, 500, np.uint8))
+    profile = dict(empty=b"", noise=noise, cut=ADOBE_PROFILE[:200], grey=GREY_PROFILE, words=b"sRGB", lab=lab,
+                   inks=icc(b"CMYK", b"prtr", b"Lab "))[name]
     for kind, options in LOSSLESS.items():
         assert (got(encode(PIXELS, kind, icc_profile=profile, **options)) == PIXELS).all(), kind
-    grey = PIXELS[..., 0]
-    assert (got(encode(grey, icc_profile=ADOBE_PROFILE if name == "grey" else profile if name != "grey" else b"")) == grey[..., None]).all()
+    grey, other = PIXELS[..., 0], ADOBE_PROFILE if name == "grey" else profile
+    assert (got(encode(grey, icc_profile=other)) == grey[..., None]).all()
 
 
 # Upright
 
 
-TURNED = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1], 5: lambda a: a.swapaxes(0, 1),
-          6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].swapaxes(0, 1), 8: lambda a: np.rot90(a)}  # as shown, of what is stored
+TURNED = {  # what is shown, of what is stored
+    1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].swapaxes(0, 1), 8: np.rot90}
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG", "AVIF"])
 def test_orientation(kind):
     blocks = PIXELS.repeat(16, 0).repeat(16, 1)  # so that what JPEG loses stays at the edges
+    options = dict(LOSSLESS, JPEG=dict(quality=100, subsampling=0), AVIF=dict(quality=100))[kind]
     for orientation, turn in TURNED.items():
         (exif := Image.Exif())[0x0112] = orientation
-        shown = got(encode(blocks, kind, exif=exif, **dict(LOSSLESS, JPEG=dict(quality=100, subsampling=0), AVIF=dict(quality=100))[kind]))
+        shown = got(encode(blocks, kind, exif=exif, **options))
         assert shown.shape == turn(blocks).shape
         assert abs(shown - turn(blocks))[8::16, 8::16].max() <= (0 if kind in LOSSLESS else 6), orientation
 
@@ -215,27 +232,25 @@ def test_transparency_is_laid_on_white():
         shown = got(encode(image, transparency=value))
         assert (shown[0, 0] == 255).all() and (shown[0, 1] == (255 if mode == "1" else 9)).all(), mode
     deep = np.array([[7 * 257, 9 * 257]], np.uint16)
-    header, grey = struct.pack(">H", 7 * 257), encode(deep)
-    chunk = struct.pack(">I", 2) + b"tRNS" + header + struct.pack(">I", zlib.crc32(b"tRNS" + header))
-    assert (got(grey[:33] + chunk + grey[33:])[0] == [[255] * 3, [9] * 3]).all()
+    header, *rest = chunks(encode(deep))
+    assert (got(png_of([header, (b"tRNS", struct.pack(">H", 7 * 257)), *rest]))[0] == [[255] * 3, [9] * 3]).all()
 
 
 def test_16_bits_become_8():
     deep = RNG.randint(0, 65536, (4, 5)).astype(np.uint16)
-    for content in (encode(deep), encode(deep, "TIFF"), encode(Image.fromarray(deep.astype(np.int32)), "TIFF"), encode(deep, "PPM"),
-                    encode(Image.fromarray(deep.astype(">u2")), "TIFF")):
+    for content in (encode(deep), encode(deep, "TIFF"), encode(deep, "PPM"),
+                    encode(deep.astype(np.int32), "TIFF"), encode(deep.astype(">u2"), "TIFF")):
         assert (got(content) == (deep // 257)[..., None]).all()
     rows = RNG.randint(0, 65536, (2, 3, 3)).astype(">u2")  # 48 bits a pixel, which Pillow does not write
-    def chunk(kind, content): return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
     lines = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 3, 2, 16, 2, 0, 0, 0)) + chunk(b"IDAT", lines) + chunk(b"IEND", b"")
-    assert abs(got(png) - rows / 257).max() <= 1
+    header = struct.pack(">IIBBBBB", 3, 2, 16, 2, 0, 0, 0)
+    assert abs(got(png_of([(b"IHDR", header), (b"IDAT", lines), (b"IEND", b"")])) - rows / 257).max() <= 1
 
 
 def test_bilevel_and_floating_point(tmp_path):
     bits = RNG.rand(9, 11) > .5
-    for kind, options in (("PNG", {}), ("TIFF", dict(compression="group4")), ("BMP", {}), ("PPM", {}), ("GIF", {}), ("XBM", {})):
-        shown = got(encode(Image.fromarray(bits), kind, **options))
+    for kind in ("PNG", "TIFF", "BMP", "PPM", "GIF", "XBM"):
+        shown = got(encode(bits, kind, **dict(TIFF=dict(compression="group4")).get(kind, {})))
         assert (shown == 255 * bits[..., None]).all(), kind
     with pytest.raises(DataError, match="floating-point"): read_image(encode(np.zeros((2, 2), np.float32), "TIFF"))
 
@@ -255,15 +270,16 @@ def test_a_path_is_read_as_its_content(tmp_path):
     for _ in range(20):
         with pytest.raises(DataError, match="a.jpeg cannot be read as an image"): read_image(path)
     assert len(os.listdir("/proc/self/fd")) == before  # nothing stays open
-    for source, why in ((tmp_path / "none.png", "No such file"), (tmp_path, "directory"), (b"", "0 bytes"), ("a\0b", "null")):
+    refused = {tmp_path / "none.png": "No such file", tmp_path: "directory", b"": "0 bytes", "a\0b": "null"}
+    for source, why in refused.items():
         with pytest.raises(DataError, match=why): read_image(source)
 
 
 # Damage
 
 
-FORMATS = dict(PNG={}, JPEG=dict(quality=95), GIF={}, BMP={}, TIFF={}, WEBP={}, PPM={}, TGA={}, PCX={}, JPEG2000={}, AVIF={}, SGI={}, ICO={},
-               DDS={}, QOI={}, LZW=dict(compression="tiff_lzw"), PROGRESSIVE=dict(progressive=True))
+FORMATS = dict(LZW=dict(compression="tiff_lzw"), PROGRESSIVE=dict(progressive=True), **{
+    kind: {} for kind in "PNG JPEG GIF BMP TIFF WEBP PPM TGA PCX JPEG2000 AVIF SGI ICO DDS QOI".split()})
 
 
 def example(name):
@@ -281,24 +297,12 @@ def test_a_truncated_file_is_named_and_never_half_a_picture(name):
         else: assert (shown == right).all(), end  # what was cut off was no pixel
 
 
-def chunks(png):
-    "The chunks of a PNG file: kind and content."
-    at = 8
-    while at < len(png):
-        length = int.from_bytes(png[at:at + 4])
-        yield png[at + 4:at + 8], png[at + 8:at + 8 + length]
-        at += 12 + length
+KINDS = "tEXt zTXt iTXt pHYs gAMA cHRM sRGB iCCP eXIf tIME bKGD sBIT acTL fcTL abCd".split()
 
 
-def png_of(parts, spoilt=None):
-    "A PNG file of these chunks; the check sum of kind `spoilt` is wrong."
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content) ^ (kind == spoilt)) for kind, content in parts)
-
-
-@pytest.mark.parametrize("kind", ["tEXt", "zTXt", "iTXt", "pHYs", "gAMA", "cHRM", "sRGB", "iCCP", "eXIf", "tIME", "bKGD", "sBIT", "acTL", "fcTL", "abCd"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_png_with_a_damaged_chunk_is_read(kind):
-    "Of each kind that is no pixel: of odd content, or with a wrong check sum, alone and beside an orientation and a profile that are whole."
+    "Each kind that is no pixel, odd or with a wrong check sum; an orientation and a profile beside it count as ever."
     (exif := Image.Exif())[0x0112] = 6
     plain = [*chunks(encode(PIXELS))]
     beside = [*chunks(encode(PIXELS, exif=exif, icc_profile=ADOBE_PROFILE))]
@@ -307,8 +311,9 @@ def test_a_png_with_a_damaged_chunk_is_read(kind):
     for n in (0, 1, 8, 30):
         odd = kind.encode(), bytes(RNG.randint(0, 256, n, np.uint8))
         for spoilt in (None, odd[0]):
-            if kind not in ("acTL", "fcTL"): assert (got(png_of([plain[0], odd, *plain[1:]], spoilt)) == PIXELS).all(), (n, spoilt)
-            if kind not in ("iCCP", "eXIf"): assert (got(png_of([beside[0], odd, *beside[1:]], spoilt)) == shown).all(), (n, spoilt)
+            assert (got(png_of([plain[0], odd, *plain[1:]], spoilt)) == PIXELS).all(), (n, spoilt)
+            if kind in ("iCCP", "eXIf"): continue  # there is one of a kind
+            assert (got(png_of([beside[0], odd, *beside[1:]], spoilt)) == shown).all(), (n, spoilt)
     with pytest.raises(DataError): read_image(png_of(plain, b"IHDR"))
 
 
@@ -317,7 +322,7 @@ def test_odd_segments_of_jpeg_are_passed_over():
     whole = encode(PIXELS, "JPEG", exif=exif)
     right = got(whole)
     for marker in range(0xE1, 0xF0):
-        for start in (b"", b"Exif\0\0", b"ICC_PROFILE\0\x01\x01", b"MPF\0", b"Photoshop 3.0\0", b"http://ns.adobe.com/xap/1.0/\0"):
+        for start in (b"", b"Exif\0\0", b"ICC_PROFILE\0\x01\x01", b"MPF\0", b"Photoshop 3.0\0", b"http://ns.adobe.com/"):
             content = start + bytes(RNG.randint(0, 256, 40, np.uint8))
             odd = bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
             shown = got(whole[:2] + odd + whole[2:])
@@ -342,14 +347,15 @@ def directory(fields):
 
 
 def test_every_type_of_tag_in_exif_leaves_the_picture():
-    whole = {kind: encode(PIXELS, kind, exif=b"Exif\0\0" + b"@" * 42, **options) for kind, options in dict(LOSSLESS, JPEG={}).items() if kind != "TIFF"}
-    plain = {kind: got(encode(PIXELS, kind, **dict(LOSSLESS, JPEG={})[kind])) for kind in whole}
+    options = dict(PNG={}, WEBP=dict(lossless=True), JPEG={})
+    whole = {kind: encode(PIXELS, kind, exif=b"Exif\0\0" + b"@" * 42, **own) for kind, own in options.items()}
+    plain = {kind: got(encode(PIXELS, kind, **own)) for kind, own in options.items()}
     for i, field in enumerate(entries()):
         kind = ("PNG", "WEBP", "JPEG")[i % 3]
         exif = b"II*\0\x08\0\0\0" + directory([field]).ljust(34, b"\0")
         content = whole[kind].replace(b"@" * 42, exif)
         assert exif in content
-        if kind == "PNG": content = png_of(chunks(content))  # its check sum
+        if kind == "PNG": content = png_of([*chunks(content)])  # its check sum
         shown = got(content)
         assert sorted(shown.ravel()) == sorted(plain[kind].ravel()), field  # the same pixels, perhaps turned
 
@@ -357,7 +363,8 @@ def test_every_type_of_tag_in_exif_leaves_the_picture():
 def test_every_type_of_tag_in_tiff_gives_an_image_or_is_named():
     whole = encode(PIXELS, "TIFF")
     at = struct.unpack("<I", whole[4:8])[0]
-    own = [struct.unpack("<HHII", whole[at + 2 + 12 * i:at + 14 + 12 * i]) for i in range(struct.unpack("<H", whole[at:at + 2])[0])]
+    n, = struct.unpack("<H", whole[at:at + 2])
+    own = [*struct.iter_unpack("<HHII", whole[at + 2:at + 2 + 12 * n])]
     read = 0
     for field in entries():
         fields = sorted([f for f in own if f[0] != field[0]] + [field])
@@ -367,25 +374,26 @@ def test_every_type_of_tag_in_tiff_gives_an_image_or_is_named():
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_spoilt_bytes_give_an_image_or_are_named(name, capfd):
+def test_spoilt_bytes_give_an_image_or_are_named(name):
     "Anywhere in the first 300 bytes, where formats have their fields, 200 times."
     whole, rng = example(name), np.random.RandomState(1)
     for _ in range(200):
         content = bytearray(whole)
-        for at in rng.randint(0, min(300, len(whole)), rng.randint(1, 4)): content[at] = rng.choice([0, 1, 127, 255, rng.randint(256)])
+        for at in rng.randint(0, min(300, len(whole)), rng.randint(1, 4)):
+            content[at] = rng.choice([0, 1, 127, 255, rng.randint(256)])
         try: got(bytes(content))
         except DataError as e: assert "cannot be read as an image" in str(e)
 
 
-ERRORS = [struct.error("a"), TypeError("a"), IndexError("a"), ZeroDivisionError("a"), KeyError("a"), MemoryError(), RecursionError("a"), AttributeError("a"),
-          AssertionError(), OverflowError("a"), EOFError("a"), SyntaxError("a"), NotImplementedError(), UnicodeDecodeError("utf-8", b"a", 0, 1, "a"),
-          Image.DecompressionBombError("a"), zlib.error("a"), BufferError("a")]
+ERRORS = [struct.error, zlib.error, TypeError, IndexError, ZeroDivisionError, KeyError, MemoryError, RecursionError,
+          AttributeError, AssertionError, OverflowError, EOFError, SyntaxError, NotImplementedError, UnicodeError, BufferError,
+          Image.DecompressionBombError]
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("step", ["open", "load", "getexif", "convert"])
 def test_no_exception_ends_a_run_over_a_folder(tmp_path, monkeypatch, error, step):
-    "Whatever Pillow raises, wherever, for one file: the others are read, and it is named, unless only its metadata are at fault."
+    "Whatever Pillow raises, wherever, for one file: it is named, unless its metadata are at fault; others are read."
     for i in range(3): (tmp_path / f"{i}.png").write_bytes(encode(PIXELS))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     plain_open, calls = Image.open, []
@@ -406,7 +414,9 @@ def test_no_exception_ends_a_run_over_a_folder(tmp_path, monkeypatch, error, ste
 
 def test_huge_images_are_refused_and_nothing_is_spilt():
     "By Pillow's own bound, or a caller's; a large one below it is decoded without Pillow's warning."
-    def header(side): return png_of([(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")])
+    def header(side):
+        sizes = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+        return png_of([(b"IHDR", sizes), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")])
     for side in (10_000, 20_000):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
