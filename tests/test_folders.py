@@ -69,8 +69,8 @@ def test_a_hidden_folder_that_is_asked_for_is_read(root):
     assert names(root / ".pictures" / "of.mine") == ["0.jpg"]
 
 
-READABLE = """.jpg .JPG .jpeg .jpe .jfif .png .apng .gif .bmp .dib .tif .tiff .webp .avif .jp2 .j2k .mpo .ppm .pgm .pbm .tga
-    .ico .psd .pcx .dds""".split()
+READABLE = """.jpg .JPG .jpeg .jpe .jfif .png .apng .gif .bmp .dib .tif .tiff .webp .avif .jp2 .j2k .mpo .ppm .pgm .pbm
+    .tga .ico .psd .pcx .dds""".split()
 LEFT_OUT = """.HEIC .heif .cr2 .nef .dng .arw .mp4 .mov .mpg .svg .eps .ps .wmf .h5 .hdf .grib .npy .zip .jxl
     .jpg_large""".split()
 
@@ -161,7 +161,8 @@ def before(root):
 
 
 @pytest.mark.parametrize("folders", [["./"], ["cat/", "dog/"], ["./", "b/c/", "b/d/", "A/"], ["mine/"],
-                                     ["mine/a/", "mine/b/"], ["train/", "bus/"], ["contest/", "latest/", "retrain/", "devices/"]])
+                                     ["mine/a/", "mine/b/"], ["train/", "bus/"],
+                                     ["contest/", "latest/", "retrain/", "devices/"]])
 def test_plain_folders_are_drawn_as_they_were(root, folders):
     lay(root, *folders, n=13)
     assert split_images(root) == (before(root), [])
