@@ -244,7 +244,8 @@ def fit_codec(
     "The tables of a model. Raises `CodecError` for one that is told a class or a precision."
     refuse_told(cfg)
     cfg = replace(cfg, gate=model.gate, gate_value=model.gate_value)  # of the run's VAE: off
-    tensors = {f"model.{k}": at_least_float32(v.detach()).cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    weights = {k: at_least_float32(v.detach()).cpu() for k, v in model.state_dict().items()}
+    tensors = {f"model.{k}": v.contiguous().clone() for k, v in weights.items()}
     dims = math.prod(model.latent_shape)
     blank = dict(centre=torch.zeros(dims).double(), spread=torch.ones(dims).double(), frequency=torch.zeros(len(LEVELS), dims, 2**DEPTH - 1, dtype=torch.int32))
     codec = Codec(cfg, tensors | blank)
@@ -306,8 +307,8 @@ def check_run(
     except (OSError, ValueError, RecursionError) as e:
         raise CodecError(f"{config} cannot be read ({e}): bring it back, or name another run or a codec file.") from e
     if not isinstance(said, dict) or not isinstance(said.get("config"), dict):
-        raise CodecError(f"{path} is a model alone and no codec: name the folder of a run, or fit a codec with "
-                         "saaae.compression.fit_codec(model, cfg, images), save it with its save(path), and name that file.")
+        raise CodecError(f"{path} is a model alone and no codec: name the folder of a run, or a file that "
+                         "saaae.compression.fit_codec(model, cfg, images).save(path) wrote.")
 
 def load_codec(
     path: str | Path,  # a codec file, a run folder, or the weights of one of its models

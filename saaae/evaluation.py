@@ -24,7 +24,7 @@ from torch import nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from torchvision.utils import make_grid
 
-from .data import DATA, Images, atomic_write, batch_at, batch_indices, patch_mask, stream_seed, to_unit
+from .data import DATA, DataError, Images, atomic_write, batch_at, batch_indices, patch_mask, stream_seed, to_unit
 from .processes import Share
 from .reparameterization import KL_KINDS, AnchoredGaussian, to_float64
 from .training import Config, objective, rewind_bank
@@ -38,7 +38,7 @@ class Part:
     hidden: torch.Tensor     # bool `[b, 1, h, h]`, true where hidden
     at: slice                # their places among all images
     noise: torch.Generator   # for the model
-    drawing: AbstractContextManager[object]  # inside of it, what is drawn by image is these images' share of the batch's
+    drawing: AbstractContextManager[object]  # inside of it, what is drawn by image is their share of the batch's
 
 def at_a_time(
     model: nn.Module,
@@ -53,7 +53,7 @@ def drawn_apart(
     n: int,      # images of a batch
     size: int,   # images at a time
     noise: torch.Generator,
-) -> Iterator[tuple[slice, torch.Generator, AbstractContextManager[object]]]:  # of a part: where it is, and what it draws with
+) -> Iterator[tuple[slice, torch.Generator, AbstractContextManager[object]]]:  # see `Part`: at, noise, drawing
     "A batch in parts with the random numbers of the whole; after the last one `noise` is where the batch leaves it."
     start = noise.clone_state()
     for first in range(0, n, size):
@@ -76,21 +76,23 @@ def corrupted_parts(
     for i, batch in enumerate(batch_indices(images, whole)):
         rewind_bank(noise, cfg, i)
         corners = cfg.corruption.corners(len(batch), images.size, masks)
-        levels = torch.rand(len(batch), generator=pixel_noise, device=cfg.device).tolist() if cfg.noise_varies else [1] * len(batch)
+        levels = [1.] * len(batch)
+        if cfg.noise_varies: levels = torch.rand(len(batch), generator=pixel_noise, device=cfg.device).tolist()
         corrupt = [replace(cfg.corruption, noise_std=cfg.noise_std * level, noise_varies=False) for level in levels]
         for own, drawn, drawing in drawn_apart(len(batch), size, noise):
             x = batch_at(images, batch[own])[0].contiguous(memory_format=torch.channels_last)
             at = slice(i * whole + own.start, i * whole + own.stop)
             if hidden is None: where = patch_mask(corners[own].to(x.device), cfg.patch_size, images.size)
             else: where = hidden[at].to(x.device)
-            corrupted = [f(image, masks, pixel_noise, hole)[0] for f, image, hole in zip(corrupt[own], x.split(1), where.split(1))]
-            yield Part(x, torch.cat(corrupted), where, at, drawn, drawing)
+            one_by_one = zip(corrupt[own], x.split(1), where.split(1))  # of one stream, wherever a part begins
+            corrupted = torch.cat([f(image, masks, pixel_noise, hole)[0] for f, image, hole in one_by_one])
+            yield Part(x, corrupted, where, at, drawn, drawing)
 
 def corrupted_batches(
     images: Images,
     cfg: Config,
     hidden: torch.Tensor | None = None,  # masks of one's own, bool `[n, 1, h, h]`; `None`: as the config says
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Generator]]:  # clean, corrupted, where hidden, noise generator
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Generator]]:  # as in `Part`
     "Whole batches, to look at."
     for part in corrupted_parts(images, cfg, hidden): yield part.x, part.corrupted, part.hidden, part.noise
 
@@ -116,7 +118,7 @@ def figures_of(
     error, gate = (a - b).square(), q.gate.expand_as(q.mu).flatten(1)
     share = lambda weight: (error * weight).sum((1, 2, 3)) / (error.shape[1] * weight.sum((1, 2, 3)))
     figures = dict(mse=error.sum((1, 2, 3)), mse_pixel=error.mean((1, 2, 3)))
-    figures |= dict(mse_pixel_hidden=share(part.hidden), mse_pixel_visible=share(~part.hidden))  # NaN where there is no such pixel
+    figures |= dict(mse_pixel_hidden=share(part.hidden), mse_pixel_visible=share(~part.hidden))  # NaN: no such pixel
     figures["psnr_db"] = peak_signal_noise_ratio(a, b, data_range=1., reduction="none", dim=(1, 2, 3))
     figures["ssim"] = torch.full((len(a),), math.nan)
     if ssim: figures["ssim"] = structural_similarity_index_measure(a, b, data_range=1., reduction="none")
@@ -133,12 +135,13 @@ def evaluate_images(
     ssim: bool = True,                   # `False`: leave SSIM, which takes most of the time, NaN
     hidden: torch.Tensor | None = None,  # masks of one's own, bool `[n, 1, h, h]`; `None`: as the config says
 ) -> pd.DataFrame:                       # one row an image, with its `group` (photograph) and the figures of the table above
-    "Reconstruct corrupted images and measure each against its clean one, at most `batch_size` at a time."
+    "Rebuild corrupted images, at most `batch_size` at a time, and measure each. Raises `DataError` if there are none."
+    if not len(images): raise DataError(f"{images.name} has no images to measure.")
     model.eval()
     tables = []
     for part in corrupted_parts(images, cfg, hidden, model):
         told = dict(y=images.labels[part.at].to(part.x.device)) if cfg.classes else {}
-        figures = figures_of(*rebuilt(model, part, sample, **told), part, cfg, ssim)
+        with part.x.device: figures = figures_of(*rebuilt(model, part, sample, **told), part, cfg, ssim)
         tables.append(pd.DataFrame({name: to_float64(v).numpy() for name, v in figures.items()}))
     return pd.concat(tables, ignore_index=True).assign(group=images.groups.numpy())
 
@@ -162,7 +165,7 @@ def average(
     "Means over the images, and the figures that follow from them."
     f = by_image.drop(columns="group").mean().to_dict()
     charged, exact = f[f"kl_{cfg.kl}_nats"], f["kl_exact_nats"]
-    loss = objective(cfg, to_float64(torch.tensor(4 * f["mse"])), charged, 3 * size**2).item()
+    loss = objective(cfg, to_float64(torch.tensor(4 * f["mse"], device="cpu")), charged, 3 * size**2).item()
     first = ("mse", "mse_pixel", "mse_pixel_hidden", "mse_pixel_visible", "psnr_db", "ssim")
     rates = dict(loss=loss, kl_charged_nats=charged, rate_bits=exact / math.log(2), leak_nats=exact - charged)
     return {name: f.pop(name) for name in first} | rates | f
@@ -173,8 +176,8 @@ def overlay(
     maps: torch.Tensor, # `[b, c, h, w]` in [0, 1]
 ) -> torch.Tensor:      # `[b, 3, h, w]` in [0, 1]
     "A heat map (mean over its channels) laid over the grey images."
-    heat = torch.from_numpy(plt.get_cmap("inferno")(maps.mean(1).cpu().numpy())[..., :3]).permute(0, 3, 1, 2).to(x)
-    return .35 * x.mean(1, keepdim=True) + .65 * heat
+    heat = torch.from_numpy(plt.get_cmap("inferno")(maps.mean(1).float().cpu().numpy())[..., :3])
+    return .35 * x.mean(1, keepdim=True) + .65 * heat.permute(0, 3, 1, 2).to(x)
 
 # %% ../nbs/05_evaluation.ipynb #cell-17
 @torch.no_grad()
@@ -190,15 +193,18 @@ def plot_grid(
     x, corrupted = (torch.cat(parts) for parts in list(zip(*corrupted_batches(chosen, cfg)))[:2])
     rows = dict(original=to_unit(x), masked=to_unit(corrupted))
     for name, model in models.items():  # the same noise for every model
-        rows[name.upper()] = torch.cat([to_unit(rebuilt(model.eval(), part)[0]) for part in corrupted_parts(chosen, cfg, model=model)])
+        parts = corrupted_parts(chosen, cfg, model=model.eval())
+        rows[name.upper()] = torch.cat([to_unit(rebuilt(model, part)[0]) for part in parts])
     for model in models.values():
         if not hasattr(model, "attention"): continue
-        rows["attention"] = overlay(to_unit(corrupted), torch.cat([model.attention.map(x) for x in corrupted.split(cfg.batch_size)]))
+        maps = [model.attention.map(model.typed(x)) for x in corrupted.split(cfg.batch_size)]
+        rows["attention"] = overlay(to_unit(corrupted), torch.cat(maps))
     size = 1.15 * len(chosen) + .9, 1.15 * len(rows) + .3
     fig, axes = plt.subplots(len(rows), 1, figsize=size, squeeze=False, layout="constrained")
     fig.get_layout_engine().set(h_pad=.01, hspace=0)
     for ax, (name, row) in zip(axes[:, 0], rows.items()):
-        ax.imshow(make_grid(row.clamp(0, 1).cpu(), len(chosen), padding=2, pad_value=1).permute(1, 2, 0), interpolation="nearest")
+        grid = make_grid(row.float().clamp(0, 1).cpu(), len(chosen), padding=2, pad_value=1)
+        ax.imshow(grid.permute(1, 2, 0), interpolation="nearest")
         ax.set_ylabel(name, rotation=0, ha="right", va="center")
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)

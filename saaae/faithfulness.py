@@ -75,7 +75,8 @@ def removal_curves(
                 left = q.temper((rank >= count).float())
                 sse = (model.decode(left.mu + left.std * eps) - part.x).square().sum((1, 2, 3)) / 4
                 figures = dict(removed_nats=(kl * (rank < count)).sum(1), mse=sse)
-                rows.append(pd.DataFrame(dict(order=order, removed=count) | {k: to_float64(v) for k, v in figures.items()}))
+                figures = {k: to_float64(v) for k, v in figures.items()}
+                rows.append(pd.DataFrame(dict(order=order, removed=count) | figures))
     return pd.concat(rows).groupby(["order", "removed"], sort=False).mean().reset_index()
 
 def removal_areas(
@@ -101,16 +102,19 @@ def sensitivity(
     model.eval()
     maps, found = dict(importance=model, randomised=randomised(model)) if hasattr(model, "attention") else {}, {}
     for part in corrupted_parts(images.first(min(256, len(images))), cfg, hidden, model):
-        q, draw = model.posterior(part.corrupted), torch.Generator(cfg.device).manual_seed(stream_seed(0, "sensitivity"))
+        q, draw = model.posterior(part.corrupted), torch.Generator(cfg.device)
+        draw.manual_seed(stream_seed(0, "sensitivity"))
         by = dict(kl=q.kl_by_dimension("exact")) | {name: m.importance(part.corrupted) for name, m in maps.items()}
         with part.drawing:
             eps = torch.randn(q.mu.shape, generator=part.noise, device=q.mu.device)
             for n in [n for n in (1, 4, 16, 64) if n < cfg.latent]:
-                chosen = [torch.rand(q.mu.shape, generator=draw, device=q.mu.device).argsort(1) < n for _ in range(sets)]
+                drawn = [torch.rand(q.mu.shape, generator=draw, device=q.mu.device) for _ in range(sets)]
+                chosen = [u.argsort(1) < n for u in drawn]
                 left = [q.temper((~c).float()) for c in chosen]
                 rise = torch.stack([(model.decode(t.mu + t.std * eps) - part.x).square().sum((1, 2, 3)) for t in left])
                 for name, score in by.items():
                     a, b = (v - v.mean(0) for v in (torch.stack([(score * c).sum(1) for c in chosen]), rise))
                     correlation = (a * b).sum(0) / (a.square().sum(0) * b.square().sum(0)).sqrt()
                     found.setdefault((n, name), []).append(correlation)
-    return pd.DataFrame([dict(n=n, attribution=name, correlation=torch.cat(c).nanmean().item()) for (n, name), c in found.items()])
+    means = {of: torch.cat(parts).nanmean().item() for of, parts in found.items()}
+    return pd.DataFrame([dict(n=n, attribution=name, correlation=mean) for (n, name), mean in means.items()])

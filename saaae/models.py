@@ -82,7 +82,7 @@ class OnDemand:
         hold_mean: bool = True,                         # beyond t = 1 the mean stays (what decoders know)
         **told: torch.Tensor,                           # more that `posterior` and `decode` take: the labels y
     ) -> Reconstruction:
-        "Rebuild with a budget or a precision. Raises `RateError` for a budget that cannot be met, and a precision below 0."
+        "Rebuild with a budget or a precision. Raises `RateError` for one that cannot be met, or is below 0."
         q = self.posterior(x, **told)
         if rate_bits is None:
             t, profile = (torch.as_tensor(v, dtype=q.mu.dtype, device=q.mu.device) for v in (t, profile))
@@ -159,7 +159,8 @@ class VAE(nn.Module, OnDemand, PyTorchModelHubMixin, library_name="saaae", licen
         x: torch.Tensor,  # images or codes
     ) -> torch.Tensor:
         "In the number type of the weights. Raises `TypeError` for whole numbers."
-        if not x.is_floating_point(): raise TypeError(f"A model takes images in [-1, 1], not {x.dtype}: saaae.data.normalise makes them.")
+        if not x.is_floating_point():
+            raise TypeError(f"A model takes images in [-1, 1], not {x.dtype}: saaae.data.normalise makes them.")
         return x.to(self.to_mu.weight.dtype)
 
     def heads(

@@ -238,7 +238,8 @@ def region_rows(
     def half(profile): return lambda q, x, corrupted: meet_rate(q, q.rate_bits() / 2, profile(q, x, corrupted), True)
     def painted(contrast):
         if spatial: return half(lambda q, x, corrupted: region_profile(region, contrast))
-        return half(lambda q, x, corrupted: sensitivity_profile(model, q, region.expand(len(x), -1, -1, -1), contrast**2))
+        wide = lambda x: region.expand(len(x), -1, -1, -1)
+        return half(lambda q, x, corrupted: sensitivity_profile(model, q, wide(x), contrast**2))
     inputs = dict(clean=torch.zeros_like(masks)) | (dict(masked=masks) if cfg.patches else {})
     for name, hidden in inputs.items():
         def add(method, value, t): rows.append(dict(input=name, method=method, value=value) | sides(rebuild(model, images, cfg, hidden, t), region))
@@ -298,6 +299,7 @@ def map_rows(
     uniform = measured(test, lambda q, x, corrupted: 1.)
     for aim in AIMS:
         add(aim, "uniform", 1., uniform)
-        weigh = lambda x, corrupted: aim_weights(aim, x, (corrupted == 0).all(1, keepdim=True))  # hidden: exactly mid-grey
-        add(aim, "oracle", 1., measured(test, lambda q, x, corrupted: oracle_profile(model, q, x, weigh(x, corrupted), q.rate_bits() / 2)))
+        weigh = lambda x, corrupted: aim_weights(aim, x, (corrupted == 0).all(1, keepdim=True))  # hidden is mid-grey
+        oracle = lambda q, x, corrupted: oracle_profile(model, q, x, weigh(x, corrupted), q.rate_bits() / 2)
+        add(aim, "oracle", 1., measured(test, oracle))
     return pd.DataFrame(rows)

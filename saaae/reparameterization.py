@@ -53,7 +53,7 @@ def at_least_float32(
 
 # %% ../nbs/02_reparameterization.ipynb #cell-18
 class AnchoredGaussian:
-    "The posterior N(mu, (gate * sigma)^2) of a batch, with the ways to charge for it; in float32 for a model in half precision."
+    "The posterior N(mu, (gate * sigma)^2) of a batch, with the ways to charge for it; float32 where a model is less."
     def __init__(
         self,
         mu: torch.Tensor,                  # `[b, ...]`, flat or spatial latents
@@ -122,12 +122,12 @@ KL_KINDS = ("full", "decoupled", "decoupled_hard", "exact")
 T_MAX = 1e6
 
 class TemperedGaussian(AnchoredGaussian):
-    "q^t p^(1-t), normalised, in each dimension, for q = N(mu, sigma^2) and p = N(0, 1): an ordinary Gaussian posterior, without a gate."
+    "q^t p^(1-t), normalised, in each dimension, for q = N(mu, sigma^2) and p = N(0, 1): a posterior without a gate."
     def __init__(
         self,
         mu: torch.Tensor,         # `[b, ...]` of q, flat or spatial latents
         logvar: torch.Tensor,     # `[b, ...]` of q, log of sigma^2; clamped to [-30, 20]
-        t: torch.Tensor | float,  # from 0 (the prior) over 1 (q) to `T_MAX`, broadcasts to `mu`; counts as at most 1 where sigma >= 1
+        t: torch.Tensor | float,  # from 0 (the prior) over 1 (q) to `T_MAX`, broadcasts to `mu`; at most 1 if sigma >= 1
         hold_mean: bool = False,  # beyond t = 1 only the variance moves on, the mean stays that of q
     ):
         super().__init__(mu, logvar)
@@ -156,9 +156,10 @@ def check_budget(
     b: int,                           # images
 ) -> tuple[torch.Tensor, torch.Tensor]:
     "Budget `[b]` and profile in float64, on the CPU. Raises `RateError` for what can be none."
-    budget, profile = (to_float64(torch.as_tensor(v)) for v in (rate_bits, profile))
-    if budget.shape not in ((), (1,), (b,)): raise RateError(f"rate_bits must be one number or one for each of {b} images, not of shape {tuple(budget.shape)}.")
-    if not (budget >= 0).all(): raise RateError(f"rate_bits must be at least 0, not {budget[~(budget >= 0)][0].item():g}.")
+    budget, profile = (to_float64(torch.as_tensor(v, device="cpu")) for v in (rate_bits, profile))
+    if budget.shape not in ((), (1,), (b,)):
+        raise RateError(f"rate_bits must be a number, or one for each of {b} images, not shape {tuple(budget.shape)}.")
+    for wrong in budget[~(budget >= 0)].tolist(): raise RateError(f"rate_bits must be at least 0, not {wrong:g}.")
     if not (profile >= 0).all(): raise RateError("profile must be at least 0 everywhere.")
     return budget.expand(b), profile
 
@@ -169,19 +170,26 @@ def meet_rate(
     profile: torch.Tensor | float = 1.,  # relative precision, at least 0, broadcasts to `mu`
     hold_mean: bool = False,             # beyond t = 1 the mean stays
 ) -> torch.Tensor:                       # t: `profile` times one level an image, up to `T_MAX`
-    "The t at which each image's exact KL is its budget. Raises `RateError` for one that is negative, no number, of another shape, or more than an image can carry."
-    double, b, each = AnchoredGaussian(*map(to_float64, (q.mu, q.logvar, q.gate))), len(q.mu), (-1, *[1] * (q.mu.dim() - 1))
+    "The t at which each image's exact KL is its budget. Raises `RateError` for one that cannot be met, or is none."
+    own = q if q.gate.dtype == q.mu.dtype else q.temper(1.)  # a gate of autocast counts as it is tempered
+    double = AnchoredGaussian(*map(to_float64, (own.mu, own.logvar, own.gate)))
+    b, each = len(q.mu), (-1, *[1] * (q.mu.dim() - 1))
     budget, profile = check_budget(rate_bits, profile, b)
     at = lambda level: (level.reshape(each) * profile).clamp(max=T_MAX)
-    rate = lambda level: double.temper(at(level), hold_mean).rate_bits()
+    rate = lambda t: double.temper(t, hold_mean).rate_bits()
     low, high = (torch.full_like(budget, math.log(v) - profile.clamp(1e-30, T_MAX).log().max()) for v in (1e-18, 1e30))
-    most = rate(high.exp())
-    if (lacking := ~(most >= budget)).any():
-        i = lacking.nonzero()[0].item()
-        raise RateError(f"rate_bits = {budget[i].item():g} is more than {int(lacking.sum())} of {b} images can carry: "
+    most = rate(at(high.exp()))
+    lacking = (~(most >= budget)).nonzero().flatten().tolist()
+    for i in lacking:
+        raise RateError(f"rate_bits = {budget[i].item():g} is more than {len(lacking)} of {b} images can carry: "
                         f"image {i} takes at most {most[i].item():.4g} bits.")
     for _ in range(48):  # leaves less than a double can tell
         middle = (low + high) / 2
-        above = rate(middle.exp()) > budget
+        above = rate(at(middle.exp())) > budget
         low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-    return at(torch.where(budget == 0, 0, low.exp())).to(q.mu.dtype).to(q.mu.device)
+    t = at(torch.where(budget == 0, 0, low.exp())).to(q.mu.dtype)
+    found = rate(to_float64(t))
+    for i in ((found - budget).abs() > 1e-3 * budget + 1e-6).nonzero().flatten().tolist():
+        raise RateError(f"rate_bits = {budget[i].item():g} cannot be met in {str(t.dtype)[6:]}: image {i}, far wider "
+                        f"than the prior, takes {found[i].item():.4g} bits at the nearest t. Try model.double().")
+    return t.to(q.mu.device)

@@ -242,7 +242,8 @@ def measured(
 ) -> pd.DataFrame:          # one row an image
     "PSNR and SSIM of each image inside the region."
     figures = dict(psnr_db=region_psnr(x_hat, x, where), ssim=region_ssim(x_hat, x, where)) | more
-    return pd.DataFrame(dict(method=method, setting=setting, group=groups.numpy()) | {k: to_float64(v).numpy() for k, v in figures.items()})
+    columns = dict(method=method, setting=setting, group=groups.numpy())
+    return pd.DataFrame(columns | {k: to_float64(v).numpy() for k, v in figures.items()})
 
 def long_table(
     by_image: pd.DataFrame,  # of `measured`, for all methods and settings

@@ -169,7 +169,7 @@ def fitted_rate(
     "What the code of a held-out image costs with a diagonal Gaussian prior fitted to the codes of training images."
     def codes(images):
         found = []
-        for part in corrupted_parts(images, cfg, None if hidden is None else hidden[:len(images)], model):
+        for part in corrupted_parts(images, cfg, hidden, model):
             with part.drawing: q = model.posterior(part.corrupted, part.noise)
             found.append((q.mu, q.std.expand_as(q.mu)**2))
         return (to_float64(torch.cat(parts)) for parts in zip(*found))
