@@ -14,7 +14,7 @@ def edges(
     x: torch.Tensor,  # `[b, 3, h, h]`
 ) -> torch.Tensor:    # bool `[b, 1, h, h]`
     "The quarter of the pixels with the largest Sobel gradient of the grey image."
-    sobel = torch.tensor([[1., 2, 1], [0, 0, 0], [-1, -2, -1]], device=x.device)
+    sobel = torch.tensor([[1., 2, 1], [0, 0, 0], [-1, -2, -1]], dtype=x.dtype, device=x.device)
     gradients = conv2d(pad(x.mean(1, keepdim=True), [1] * 4, "replicate"), torch.stack([sobel, sobel.T])[:, None])
     strength = gradients.square().sum(1, keepdim=True)
     return strength > strength.flatten(1).quantile(.75, dim=1)[:, None, None, None]
@@ -26,7 +26,7 @@ def foreground(
     side = x.shape[-1] // 16
     border = torch.cat([x[:, :, :side].flatten(2), x[:, :, -side:].flatten(2), x[..., :side].flatten(2), x[..., -side:].flatten(2)], 2)
     centred = border - border.mean(2, keepdim=True)
-    covariance = centred @ centred.mT / border.shape[2] + 1e-3 * torch.eye(3, device=x.device)
+    covariance = centred @ centred.mT / border.shape[2] + 1e-3 * torch.eye(3, dtype=x.dtype, device=x.device)
     off = x.flatten(2) - border.mean(2, keepdim=True)
     distance = (off * torch.linalg.solve(covariance, off)).sum(1).clamp_min(0).sqrt().reshape(len(x), 1, *x.shape[2:])
     distance = avg_pool2d(pad(distance, [side] * 4, "replicate"), 2 * side + 1, 1)

@@ -6,7 +6,7 @@
 __all__ = ['LEVELS', 'OWN', 'DEPTH', 'SPREAD', 'TOTAL', 'ENTROPY_MODEL', 'MAGIC', 'VERSION', 'SUFFIX', 'MAX_SIDE', 'MAX_PIXELS',
            'code_points', 'quantise', 'frequencies', 'lengths', 'CodecError', 'read_symbols', 'write_symbols',
            'has_stream', 'varint', 'pack', 'unpack', 'Codec', 'refuse_told', 'fit_codec', 'check_codec', 'read_codec',
-           'load_codec', 'payload_bytes', 'best_mix', 'convert', 'convert_folder', 'main']
+           'check_run', 'load_codec', 'payload_bytes', 'best_mix', 'convert', 'convert_folder', 'main']
 
 # %% ../nbs/15_compression.ipynb #cell-02
 import argparse, hashlib, io, json, math, sys, zlib
@@ -23,6 +23,7 @@ from PIL import Image
 
 from .data import DataError, Images, atomic_write, load_images, normalise, read_image, read_tensors, save_tensors
 from .models import SAAAE
+from .reparameterization import at_least_float32
 from .training import CHECKPOINT, PREVIOUS, Config, ConfigError, TrainingError, blueprint, build_model, configure, load_run
 
 # %% ../nbs/15_compression.ipynb #cell-05
@@ -169,7 +170,7 @@ class Codec:
         tiles: torch.Tensor,  # uint8 `[n, 3, s, s]`
     ) -> tuple[torch.Tensor, torch.Tensor]:  # mean and standard deviation, float64 `[n, d]`
         "What the encoder says. Raises `CodecError` if that is not finite."
-        qs = [self.model.posterior(normalise(x).double()) for x in tiles.split(64)]
+        qs = [self.model.posterior(normalise(x).double()) for x in tiles.split(min(64, self.cfg.batch_size))]
         mu, std = (torch.cat(parts).flatten(1) for parts in zip(*((q.mu, q.std.expand_as(q.mu)) for q in qs)))
         if not (mu.isfinite() & std.isfinite()).all(): raise CodecError("the model gives this image a code that is not finite: use another model")
         return mu, std
@@ -200,7 +201,8 @@ class Codec:
     ) -> torch.Tensor:        # uint8 `[n, 3, s, s]`
         "The tiles of code points."
         z = self.points[torch.arange(len(self.points)), index].reshape(-1, *self.model.latent_shape)
-        return torch.cat([((self.model.decode(part) + 1) * 127.5).round().clamp(0, 255).byte() for part in z.split(64)])
+        parts = z.split(min(64, self.cfg.batch_size))
+        return torch.cat([((self.model.decode(part) + 1) * 127.5).round().clamp(0, 255).byte() for part in parts])
 
     def encode(
         self,
@@ -242,7 +244,8 @@ def fit_codec(
     "The tables of a model. Raises `CodecError` for one that is told a class or a precision."
     refuse_told(cfg)
     cfg = replace(cfg, gate=model.gate, gate_value=model.gate_value)  # of the run's VAE: off
-    tensors = {f"model.{k}": v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    weights = {k: at_least_float32(v.detach()).cpu() for k, v in model.state_dict().items()}
+    tensors = {f"model.{k}": v.contiguous().clone() for k, v in weights.items()}
     dims = math.prod(model.latent_shape)
     blank = dict(centre=torch.zeros(dims).double(), spread=torch.ones(dims).double(), frequency=torch.zeros(len(LEVELS), dims, 2**DEPTH - 1, dtype=torch.int32))
     codec = Codec(cfg, tensors | blank)
@@ -260,6 +263,7 @@ def fit_codec(
         frequency = blank["frequency"][level] = torch.where((cost <= other_cost)[:, None], one, other)
     return Codec(cfg, tensors | blank | dict(centre=centre, spread=spread))
 
+# %% ../nbs/15_compression.ipynb #cell-20
 def check_codec(
     cfg: Config,
     tensors: dict[str, torch.Tensor],  # what `Codec` takes
@@ -293,6 +297,19 @@ def read_codec(path: Path) -> Codec:
     except (CodecError, ConfigError, TypeError, RuntimeError) as e:
         raise CodecError(f"{path} is refused as a codec file ({str(e).splitlines()[0]}): make it again from its run.") from e
 
+# %% ../nbs/15_compression.ipynb #cell-21
+def check_run(
+    path: Path,    # what was named
+    config: Path,  # the config.json there
+) -> None:
+    "Raise `CodecError` unless it is a run's."
+    try: said = json.loads(config.read_text())
+    except (OSError, ValueError, RecursionError) as e:
+        raise CodecError(f"{config} cannot be read ({e}): bring it back, or name another run or a codec file.") from e
+    if not isinstance(said, dict) or not isinstance(said.get("config"), dict):
+        raise CodecError(f"{path} is a model alone and no codec: name the folder of a run, or a file that "
+                         "saaae.compression.fit_codec(model, cfg, images).save(path) wrote.")
+
 def load_codec(
     path: str | Path,  # a codec file, a run folder, or the weights of one of its models
 ) -> Codec:
@@ -301,6 +318,7 @@ def load_codec(
     if path.is_file() and not (path.suffix == ".safetensors" and (path.parent/"config.json").exists()): return read_codec(path)
     folder = path if path.is_dir() else path.parent
     if not (folder/"config.json").exists(): raise CodecError(f"{path} is neither a codec file nor the folder of a run.")
+    check_run(path, folder/"config.json")
     names = [p.stem for p in (*folder.glob("*.safetensors"), *folder.glob("codec/*.safetensors")) if p.name not in (CHECKPOINT, PREVIOUS)]
     name = path.stem if path.is_file() else "saaae" if "saaae" in names else next(iter(sorted(names)), "saaae")
     file, weights = folder/"codec"/f"{name}.safetensors", folder/f"{name}.safetensors"
@@ -312,7 +330,7 @@ def load_codec(
     codec.save(file)
     return codec
 
-# %% ../nbs/15_compression.ipynb #cell-25
+# %% ../nbs/15_compression.ipynb #cell-27
 def payload_bytes(
     data: bytes,  # a JPEG file, a simple lossy WebP file, or a stream of `Codec.encode`
 ) -> int:
@@ -348,7 +366,7 @@ def best_mix(
         if mixed[i, j] > values[best]: shares[best], shares[low[i]], shares[high[j]] = 0, 1 - w[i, j], w[i, j]
     return shares
 
-# %% ../nbs/15_compression.ipynb #cell-30
+# %% ../nbs/15_compression.ipynb #cell-32
 def convert(
     codec: Codec,
     source: Path,                # a file
@@ -378,7 +396,8 @@ def convert_folder(
     if not source.is_dir(): raise CodecError(f"IN_FOLDER {source} is not a folder.")
     if out == source or out.exists() and not out.is_dir(): raise CodecError(f"OUT_FOLDER must be a folder other than IN_FOLDER: {out}.")
     if rate_bits is not None and not 0 < rate_bits < math.inf: raise CodecError(f"--rate must be a number of bits above 0, not {rate_bits:g}.")
-    files = sorted(p for p in source.rglob("*") if p.is_file() and not p.name.startswith(".") and out not in p.parents)
+    files = sorted(p for p in source.rglob("*") if p.is_file() and out not in p.parents
+                   and not any(part[0] == "." or part == "__MACOSX" for part in p.relative_to(source).parts))
     if not files: raise CodecError(f"IN_FOLDER {source} holds no files.")
     codec, refused, written = load_codec(model), 0, 0
     for path in files:
@@ -407,5 +426,5 @@ def main(
         print(f"{parser.prog}: {e}", file=sys.stderr)
         return 1
 
-# %% ../nbs/15_compression.ipynb #cell-33
+# %% ../nbs/15_compression.ipynb #cell-35
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())

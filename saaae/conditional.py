@@ -27,8 +27,9 @@ from torch.nn.functional import avg_pool2d
 from torchvision.utils import make_grid
 
 from .data import DataError, Images, stream_seed, to_unit
-from .evaluation import corrupted_batches
+from .evaluation import corrupted_parts
 from .models import ClassConditional
+from .reparameterization import to_float64
 from .training import Config
 
 # %% ../nbs/16_conditional.ipynb #cell-05
@@ -76,24 +77,24 @@ def codes(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # mean and variance of each image's posterior, `[n, latent]`
     "The codes of images, in file order."
     model.eval()
-    parts, first = [], 0
-    for _, corrupted, _, noise in corrupted_batches(images, cfg):
-        y = images.labels[first:first + len(corrupted)].to(cfg.device)
-        q = model.posterior(corrupted, noise, **told(model, y))
-        parts.append((q.mode(), q.std.expand_as(q.mu)**2))
-        first += len(corrupted)
-    return tuple(map(torch.cat, zip(*parts)))
+    found = []
+    for part in corrupted_parts(images, cfg, model=model):
+        y = images.labels[part.at].to(cfg.device)
+        with part.drawing: q = model.posterior(part.corrupted, part.noise, **told(model, y))
+        found.append((q.mode(), q.std.expand_as(q.mu)**2))
+    return tuple(map(torch.cat, zip(*found)))
 
 @torch.no_grad()
 def decode(
     model: nn.Module,
     z: torch.Tensor,  # `[n, latent]`
     y: torch.Tensor,  # labels, int64 `[n]`
+    batch_size: int = 64,  # at most so many at a time
 ) -> torch.Tensor:    # `[n, 3, h, h]` in [0, 1], in memory
     "The pictures of codes, as images of these classes."
     model.eval()
     device = next(model.parameters()).device
-    parts = zip(z.to(device).split(256), y.to(device).split(256))
+    parts = zip(z.to(device).split(batch_size), y.to(device).split(batch_size))
     return torch.cat([to_unit(model.decode(a, **told(model, b))).cpu() for a, b in parts])
 
 # %% ../nbs/16_conditional.ipynb #cell-12
@@ -155,9 +156,10 @@ Sampler = Callable[[torch.Tensor, torch.Generator], torch.Tensor]  # labels `[n]
 def code_sampler(
     model: nn.Module,
     priors: list[Gaussian],  # one a class
+    batch_size: int = 64,    # codes decoded at a time, at most
 ) -> Sampler:
     "Decodes codes drawn for each class."
-    return lambda labels, generator: decode(model, draw(priors, labels, generator), labels)
+    return lambda labels, generator: decode(model, draw(priors, labels, generator), labels, batch_size)
 
 def model_priors(
     model: nn.Module,
@@ -211,10 +213,11 @@ def swap_label(
     y: torch.Tensor,      # their labels, int64 `[n]`
     new: torch.Tensor,    # the labels to show them as, int64 `[n]`
     means: torch.Tensor,  # of the codes of each class, for a model without labels
+    batch_size: int = 64, # at most so many at a time
 ) -> torch.Tensor:        # `[n, 3, h, h]` in [0, 1]
     "The images as other classes."
     if not isinstance(model, ClassConditional): z = z + (means[new] - means[y]).to(z)
-    return decode(model, z, new)
+    return decode(model, z, new, batch_size)
 
 @torch.no_grad()
 def between(
@@ -222,14 +225,18 @@ def between(
     z: tuple[torch.Tensor, torch.Tensor],  # two codes for each pair, `[n, latent]` each
     y: tuple[torch.Tensor, torch.Tensor],  # their labels, int64 `[n]` each
     share: float,                          # 0: the first, 1: the second
+    batch_size: int = 64,                  # at most so many at a time
 ) -> torch.Tensor:                         # `[n, 3, h, h]` in [0, 1]
     "What lies between the images of each pair, codes and labels alike."
     model.eval()
     middle = torch.lerp(*z, share)
-    if not isinstance(model, ClassConditional): return decode(model, middle, y[0])
+    if not isinstance(model, ClassConditional): return decode(model, middle, y[0], batch_size)
     told_of = lambda labels: model.tell[1](labels.to(middle.device))
-    scale, shift = torch.lerp(*map(told_of, y), share).chunk(2, 1)
-    return to_unit(model.decoder[1:](model.decoder[0](middle) * (1 + scale) + shift)).cpu()
+    found = []
+    for code, told in zip(middle.split(batch_size), torch.lerp(*map(told_of, y), share).split(batch_size)):
+        scale, shift = told.chunk(2, 1)
+        found.append(to_unit(model.decoder[1:](model.decoder[0](code) * (1 + scale) + shift)).cpu())
+    return torch.cat(found)
 
 def other_labels(
     labels: torch.Tensor,  # int64 `[n]`
@@ -287,7 +294,7 @@ def label_share(
     labels: torch.Tensor,  # int64 `[n]`
 ) -> float:                # in [0, 1]
     "Variance between the classes, as a share of all variance, summed over pixels."
-    x = x.flatten(1).double()
+    x, labels = to_float64(x.flatten(1)), labels.cpu()
     x = x - x.mean(0)
     between = sum((labels == c).sum() * x[labels == c].mean(0).square().sum() for c in labels.unique())
     return (between / x.square().sum().clamp_min(1e-12)).item()
@@ -369,7 +376,7 @@ def picture_errors(
     images: Images,
 ) -> pd.DataFrame:           # columns mse (squared error an image), psnr_db, group: one row an image
     "How far pictures are from images."
-    error = (pictures - images.pixels.cpu() / 255).square().flatten(1).double()
+    error = to_float64((pictures.cpu() - images.pixels.cpu() / 255).square().flatten(1))
     return pd.DataFrame(dict(mse=error.sum(1), psnr_db=-10 * error.mean(1).log10(), group=images.groups))
 
 # %% ../nbs/16_conditional.ipynb #cell-37

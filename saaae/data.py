@@ -838,8 +838,10 @@ def batch_indices(
     epoch: int = 0,               # with a seed: which of its orders
 ) -> tuple[torch.Tensor, ...]:    # int64 `[b]` each, on the device of the pixels
     "Which images are in which batch: all of them once, in an order that is a function of (seed, epoch)."
-    order = torch.arange(len(images))
-    if seed is not None: order = torch.randperm(len(images), generator=torch.Generator().manual_seed(stream_seed(seed, "order", epoch)))
+    order = torch.arange(len(images), device="cpu")
+    if seed is not None:
+        shuffle = torch.Generator().manual_seed(stream_seed(seed, "order", epoch))
+        order = torch.randperm(len(images), generator=shuffle, device="cpu")
     return order.to(images.pixels.device).split(batch_size)
 
 def batch_at(

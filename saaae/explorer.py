@@ -29,7 +29,7 @@ from .evaluation import overlay
 from .masks import KINDS, evaluation_masks
 from .models import PRETRAINED, SAAAE, VAE
 from .precision import region_profile, sensitivity_profile
-from .reparameterization import AnchoredGaussian, RateError, meet_rate, noise_gate
+from .reparameterization import AnchoredGaussian, RateError, meet_rate, noise_gate, to_float64
 from .restoration import NOISES
 from .training import check_field, load_run
 
@@ -226,7 +226,7 @@ def figures_of(
     q: AnchoredGaussian,
 ) -> dict[str, float]:
     "Errors per value in [0, 1] units (NaN where there is no such pixel), and what the code costs."
-    error, where = (x_hat - x).double().square(), hidden.expand_as(x)
+    error, where = to_float64(x_hat - x).square(), hidden.expand_as(x).cpu()
     psnr = -10 * error.mean().clamp_min(1e-12).log10()
     return dict(mse_inside=error[where].mean().item(), mse_outside=error[~where].mean().item(), psnr_db=psnr.item(),
                 kl_charged_nats=q.kl("full").item(), rate_bits=q.rate_bits().item())

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from .data import Images, stream_seed
-from .evaluation import corrupted_batches
+from .evaluation import corrupted_parts
 from .models import SAAAE
-from .reparameterization import AnchoredGaussian
+from .reparameterization import to_float64
 from .training import Config
 
 # %% ../nbs/07_faithfulness.ipynb #cell-05
@@ -33,19 +33,25 @@ def randomised(
         if hasattr(model.attention, "position"): nn.init.normal_(model.attention.position, std=.02)
     return model
 
+@torch.no_grad()
 def removal_ranks(
     model: SAAAE,
-    x: torch.Tensor,      # `[b, 3, h, h]`, corrupted
-    q: AnchoredGaussian,  # the model's posterior of `x`
-    generator: torch.Generator,
-) -> dict[str, torch.Tensor]:  # order -> `[b, latent]`, 0 for what is removed first
+    images: Images,
+    cfg: Config,
+    hidden: torch.Tensor | None = None,  # masks, bool `[n, 1, h, h]`; `None`: as the config says
+) -> dict[str, torch.Tensor]:            # order -> `[n, latent]`, 0 for what is removed first
     "In which order dimensions are removed; those by importance only where the model has attention."
-    uniform = torch.rand(q.mu.shape, generator=generator, device=x.device)
-    by = dict(kl=q.kl_by_dimension("exact"), random=uniform)
-    if hasattr(model, "attention"):
-        a = model.importance(x)
-        by |= dict(importance=a, shuffled=a.roll(1, 0), randomised=randomised(model).importance(x))
-    return {name: score.argsort(1, descending=True).argsort(1) for name, score in by.items()}
+    maps = dict(importance=model, randomised=randomised(model)) if hasattr(model, "attention") else {}
+    found = {name: [] for name in ("kl", *maps)}
+    for part in corrupted_parts(images, cfg, hidden, model):
+        found["kl"].append(model.posterior(part.corrupted).kl_by_dimension("exact"))
+        for name, m in maps.items(): found[name].append(m.importance(part.corrupted))
+    by = {name: torch.cat(scores) for name, scores in found.items()}
+    shuffle = torch.Generator(cfg.device).manual_seed(stream_seed(0, "removal"))
+    by["random"] = torch.rand(by["kl"].shape, generator=shuffle, device=cfg.device)
+    if maps: by["shuffled"] = by["importance"].roll(1, 0)
+    order = ("kl", "random", "importance", "shuffled", "randomised")
+    return {name: by[name].argsort(1, descending=True).argsort(1) for name in order if name in by}
 
 # %% ../nbs/07_faithfulness.ipynb #cell-07
 @torch.no_grad()
@@ -58,18 +64,19 @@ def removal_curves(
 ) -> pd.DataFrame:                       # columns order, removed (dimensions), removed_nats, mse
     "Error against what was removed, means over the images."
     model.eval()
-    shuffle = torch.Generator(cfg.device).manual_seed(stream_seed(0, "removal"))
     counts = (cfg.latent * torch.linspace(0, 1, steps + 1)**2).round().int().unique().tolist()  # closest where most happens
-    rows = []
-    for x, corrupted, _, noise in corrupted_batches(images, cfg, hidden):
-        q = model.posterior(corrupted)
-        eps, kl = torch.randn(q.mu.shape, generator=noise, device=x.device), q.kl_by_dimension("exact")
-        for order, rank in removal_ranks(model, corrupted, q, shuffle).items():
+    ranks, rows = removal_ranks(model, images, cfg, hidden), []
+    for part in corrupted_parts(images, cfg, hidden, model):
+        q = model.posterior(part.corrupted)
+        with part.drawing: eps = torch.randn(q.mu.shape, generator=part.noise, device=q.mu.device)
+        kl = q.kl_by_dimension("exact")
+        for order, rank in ((name, r[part.at]) for name, r in ranks.items()):
             for count in counts:
                 left = q.temper((rank >= count).float())
-                sse = (model.decode(left.mu + left.std * eps) - x).square().sum((1, 2, 3)) / 4
-                gone = (kl * (rank < count)).sum(1)
-                rows.append(pd.DataFrame(dict(order=order, removed=count, removed_nats=gone.double().cpu(), mse=sse.double().cpu())))
+                sse = (model.decode(left.mu + left.std * eps) - part.x).square().sum((1, 2, 3)) / 4
+                figures = dict(removed_nats=(kl * (rank < count)).sum(1), mse=sse)
+                figures = {k: to_float64(v) for k, v in figures.items()}
+                rows.append(pd.DataFrame(dict(order=order, removed=count) | figures))
     return pd.concat(rows).groupby(["order", "removed"], sort=False).mean().reset_index()
 
 def removal_areas(
@@ -86,29 +93,28 @@ def removal_areas(
 @torch.no_grad()
 def sensitivity(
     model: SAAAE,
-    images: Images,                      # one batch of at most 256 is used
+    images: Images,                      # the first 256 are used
     cfg: Config,
     hidden: torch.Tensor | None = None,  # masks, bool `[n, 1, h, h]`; `None`: as the config says
     sets: int = 32,                      # random sets for each n
 ) -> pd.DataFrame:                       # columns n, attribution, correlation
     "Pearson correlation between attribution summed over n random dimensions and the rise of the error without them, mean over images."
     model.eval()
-    x, corrupted, _, noise = next(corrupted_batches(images, cfg, hidden))
-    q = model.posterior(corrupted)
-    eps = torch.randn(q.mu.shape, generator=noise, device=x.device)
-    by = dict(kl=q.kl_by_dimension("exact"))
-    if hasattr(model, "attention"): by |= dict(importance=model.importance(corrupted), randomised=randomised(model).importance(corrupted))
-    draw, rows = torch.Generator(cfg.device).manual_seed(stream_seed(0, "sensitivity")), []
-    for n in [n for n in (1, 4, 16, 64) if n < cfg.latent]:
-        rises, sums = [], {name: [] for name in by}
-        for _ in range(sets):
-            chosen = torch.rand(q.mu.shape, generator=draw, device=x.device).argsort(1) < n
-            left = q.temper((~chosen).float())
-            rises.append((model.decode(left.mu + left.std * eps) - x).square().sum((1, 2, 3)))
-            for name, score in by.items(): sums[name].append((score * chosen).sum(1))
-        rise = torch.stack(rises)
-        for name, s in sums.items():
-            a, b = (v - v.mean(0) for v in (torch.stack(s), rise))
-            correlation = (a * b).sum(0) / (a.square().sum(0) * b.square().sum(0)).sqrt()
-            rows.append(dict(n=n, attribution=name, correlation=correlation.nanmean().item()))
-    return pd.DataFrame(rows)
+    maps, found = dict(importance=model, randomised=randomised(model)) if hasattr(model, "attention") else {}, {}
+    for part in corrupted_parts(images.first(min(256, len(images))), cfg, hidden, model):
+        q, draw = model.posterior(part.corrupted), torch.Generator(cfg.device)
+        draw.manual_seed(stream_seed(0, "sensitivity"))
+        by = dict(kl=q.kl_by_dimension("exact")) | {name: m.importance(part.corrupted) for name, m in maps.items()}
+        with part.drawing:
+            eps = torch.randn(q.mu.shape, generator=part.noise, device=q.mu.device)
+            for n in [n for n in (1, 4, 16, 64) if n < cfg.latent]:
+                drawn = [torch.rand(q.mu.shape, generator=draw, device=q.mu.device) for _ in range(sets)]
+                chosen = [u.argsort(1) < n for u in drawn]
+                left = [q.temper((~c).float()) for c in chosen]
+                rise = torch.stack([(model.decode(t.mu + t.std * eps) - part.x).square().sum((1, 2, 3)) for t in left])
+                for name, score in by.items():
+                    a, b = (v - v.mean(0) for v in (torch.stack([(score * c).sum(1) for c in chosen]), rise))
+                    correlation = (a * b).sum(0) / (a.square().sum(0) * b.square().sum(0)).sqrt()
+                    found.setdefault((n, name), []).append(correlation)
+    means = {of: torch.cat(parts).nanmean().item() for of, parts in found.items()}
+    return pd.DataFrame([dict(n=n, attribution=name, correlation=mean) for (n, name), mean in means.items()])

@@ -22,7 +22,7 @@ from torch import nn
 
 from .attention import ATTENTION
 from .data import DataError, is_folder, load_weights, save_tensors
-from .reparameterization import AnchoredGaussian, TemperedGaussian, meet_rate, noise_gate, to_importance
+from .reparameterization import AnchoredGaussian, RateError, TemperedGaussian, meet_rate, noise_gate, to_importance
 
 # %% ../nbs/03_models.ipynb #cell-05
 def conv_encoder(width: int) -> nn.Sequential:
@@ -82,9 +82,13 @@ class OnDemand:
         hold_mean: bool = True,                         # beyond t = 1 the mean stays (what decoders know)
         **told: torch.Tensor,                           # more that `posterior` and `decode` take: the labels y
     ) -> Reconstruction:
-        "Rebuild with a budget or a precision. Raises `RateError` for a budget that cannot be met."
+        "Rebuild with a budget or a precision. Raises `RateError` for one that cannot be met, or is below 0."
         q = self.posterior(x, **told)
-        t = t * torch.as_tensor(profile, device=x.device) if rate_bits is None else meet_rate(q, rate_bits, profile, hold_mean)
+        if rate_bits is None:
+            t, profile = (torch.as_tensor(v, dtype=q.mu.dtype, device=q.mu.device) for v in (t, profile))
+            t = t * profile
+            if not (t >= 0).all(): raise RateError("t and profile must be at least 0 everywhere.")
+        else: t = meet_rate(q, rate_bits, profile, hold_mean)
         q = q.temper(t, hold_mean)
         return Reconstruction(self.decode(q.sample(generator) if sample else q.mode(), **told), q, t)
 
@@ -150,6 +154,15 @@ class VAE(nn.Module, OnDemand, PyTorchModelHubMixin, library_name="saaae", licen
         "What `from_pretrained` does where there are no safetensors. Raises `DataError`."
         raise DataError(f"{model_file} is a pickle, which can hold code: it is not opened. Save the model again as safetensors.")
 
+    def typed(
+        self,
+        x: torch.Tensor,  # images or codes
+    ) -> torch.Tensor:
+        "In the number type of the weights. Raises `TypeError` for whole numbers."
+        if not x.is_floating_point():
+            raise TypeError(f"A model takes images in [-1, 1], not {x.dtype}: saaae.data.normalise makes them.")
+        return x.to(self.to_mu.weight.dtype)
+
     def heads(
         self,
         features: torch.Tensor,                # of the encoder
@@ -157,7 +170,7 @@ class VAE(nn.Module, OnDemand, PyTorchModelHubMixin, library_name="saaae", licen
         "The posterior's parameters, in the weights' own precision also where the networks compute in less (autocast)."
         device = features.device.type
         with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
-            features = features.to(self.to_mu.weight.dtype)
+            features = self.typed(features)
             return self.to_mu(features), self.to_logvar(features)
 
     def encode(
@@ -165,14 +178,14 @@ class VAE(nn.Module, OnDemand, PyTorchModelHubMixin, library_name="saaae", licen
         x: torch.Tensor,                       # `[b, 3, h, h]` in [-1, 1]
     ) -> tuple[torch.Tensor, torch.Tensor]:    # mu and logvar, `[b, latent]` or `[b, 2, 8, 8]` each
         "The parameters of the posterior before any gate."
-        return self.heads(self.encoder(x))
+        return self.heads(self.encoder(self.typed(x)))
 
     def decode(
         self,
         z: torch.Tensor,  # `[b, latent]` or `[b, 2, 8, 8]`
     ) -> torch.Tensor:    # `[b, 3, h, h]` in [-1, 1]
         "The image of a code."
-        return self.decoder(z)
+        return self.decoder(self.typed(z))
 
     def posterior(
         self,
@@ -238,7 +251,7 @@ class SAAAE(VAE):
         "How much each latent dimension matters for this image, or what the control says instead."
         rand = lambda *shape: torch.rand(shape, generator=split(generator), device=x.device)
         if self.gate == "random": return rand(len(x), *self.latent_shape)
-        scores = self.scores.expand(len(x), -1) if self.gate == "learned" else self.attention(x)
+        scores = self.scores.expand(len(x), -1) if self.gate == "learned" else self.attention(self.typed(x))
         a = to_importance(scores, self.scope)
         if self.gate == "inverted": a = 1 - a
         if self.gate == "shuffled_dimensions": a = a.gather(1, rand(*a.shape).argsort(1))
@@ -256,7 +269,7 @@ class SAAAE(VAE):
         if self.gate == "off": return AnchoredGaussian(mu, logvar)
         if self.gate == "constant": return AnchoredGaussian(mu, logvar, self.gate_value)
         if self.gate == "matched":
-            scores = self.attention(x).reshape(mu.shape)
+            scores = self.attention(self.typed(x)).reshape(mu.shape)
             return AnchoredGaussian(mu + scores, logvar - scores)
         if self.gate == "precision": return TemperedGaussian(mu, logvar, 4**(2 * self.importance(x, generator) - 1))
         gate = noise_gate(self.importance(x, generator), self.floor)
@@ -296,13 +309,13 @@ class Conditioned(SAAAE):
         hold_mean: bool = True,                    # where it tempers: beyond t = 1 the mean stays
     ) -> tuple[torch.Tensor, AnchoredGaussian]:    # x_hat `[b, 3, h, h]` in [-1, 1], and what z was drawn from
         "Reconstruct at a rate."
-        t = torch.as_tensor(1. if t is None else t, device=x.device).expand(len(x), 1)
+        t = torch.as_tensor(1. if t is None else t, dtype=self.to_mu.weight.dtype, device=x.device).expand(len(x), 1)
         (scale_in, shift_in), (scale_out, shift_out) = (network(t.log() / 2).chunk(2, 1) for network in self.tell)
-        features = self.encoder(x) * (1 + scale_in) + shift_in
+        features = self.encoder(self.typed(x)) * (1 + scale_in) + shift_in
         posterior = self.anchored(*self.heads(features), x, generator)
         if self.tempers: posterior = posterior.temper(t, hold_mean)
         z = posterior.sample(generator) if sample else posterior.mode()
-        return self.decoder[1:](self.decoder[0](z) * (1 + scale_out) + shift_out), posterior
+        return self.decoder[1:](self.decoder[0](self.typed(z)) * (1 + scale_out) + shift_out), posterior
 
 # %% ../nbs/03_models.ipynb #cell-44
 class ClassConditional(SAAAE):
@@ -326,7 +339,7 @@ class ClassConditional(SAAAE):
     ) -> AnchoredGaussian:                         # over z
         "q(z | x, y)."
         scale, shift = self.tell[0](y).chunk(2, 1)
-        features = self.encoder(x) * (1 + scale) + shift
+        features = self.encoder(self.typed(x)) * (1 + scale) + shift
         return self.anchored(*self.heads(features), x, generator)
 
     def decode(
@@ -336,4 +349,4 @@ class ClassConditional(SAAAE):
     ) -> torch.Tensor:    # `[b, 3, h, h]` in [-1, 1]
         "The image of a code and a class."
         scale, shift = self.tell[1](y).chunk(2, 1)
-        return self.decoder[1:](self.decoder[0](z) * (1 + scale) + shift)
+        return self.decoder[1:](self.decoder[0](self.typed(z)) * (1 + scale) + shift)

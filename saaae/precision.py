@@ -17,9 +17,9 @@ from torch import nn
 
 from .aims import AIMS, aim_weights
 from .data import Images, stream_seed, to_unit
-from .evaluation import corrupted_batches
+from .evaluation import corrupted_parts
 from .models import SAAAE, OnDemand
-from .reparameterization import AnchoredGaussian, RateError, meet_rate
+from .reparameterization import AnchoredGaussian, RateError, at_least_float32, meet_rate
 from .training import Config
 
 # %% ../nbs/12_precision.ipynb #cell-05
@@ -47,6 +47,8 @@ class Tempering(OnDemand):
         z: torch.Tensor,  # shape of mu
     ) -> torch.Tensor:    # what the model decodes it to
         "The image of a code."
+        if isinstance(self.vae, nn.Module):  # a posterior of half precision is in float32
+            z = z.to(next((p.dtype for p in self.vae.parameters() if p.is_floating_point()), z.dtype))
         x_hat = self.vae.decode(z)
         return x_hat if isinstance(x_hat, torch.Tensor) else x_hat.sample
 
@@ -81,9 +83,10 @@ def sensitivity_profile(
     for where in (region.float(), 1 - region.float()):
         total = 0
         for _ in range(probes):
-            x_hat = model.decode(z)
-            signs = torch.randint(0, 2, x_hat.shape, generator=noise, device=z.device) * 2. - 1
-            total = total + torch.autograd.grad((x_hat * signs * where).sum(), z)[0]**2
+            with torch.enable_grad():
+                x_hat = model.decode(z)
+                signs = torch.randint(0, 2, x_hat.shape, generator=noise, device=z.device) * 2. - 1
+                total = total + torch.autograd.grad((x_hat * signs * where).sum(), z)[0]**2
         energy.append(total)
     return contrast**(energy[0] / (energy[0] + energy[1]).clamp_min(1e-30))
 
@@ -92,7 +95,7 @@ def log_linear(
     contrast: float,       # t of the highest score over t of the lowest; below 1: the other way round
 ) -> torch.Tensor:         # the same shape
     "Scores of each image as a profile between two ends."
-    flat = scores.flatten(1)
+    flat = at_least_float32(scores).flatten(1)
     low, high = flat.min(1).values, flat.max(1).values
     share = (flat - low[:, None]) / (high - low).clamp_min(1e-12)[:, None]
     return (contrast**share).reshape(scores.shape)
@@ -170,16 +173,17 @@ def rebuild(
     t: float | torch.Tensor | Callable[..., torch.Tensor | AnchoredGaussian],  # precision: a number, or a function of (q, x, corrupted) that gives it, or another q
     hold_mean: bool = True,
 ) -> dict[str, torch.Tensor]:  # x `[n, 3, h, h]`; squared error in [0, 1] units, `[n, 1, h, h]`, summed over channels; rate `[n]` in bits
-    "Reconstruct all images at a precision."
+    "Reconstruct all images at a precision, at most `batch_size` at a time."
     parts = []
-    for x, corrupted, _, noise in corrupted_batches(images, cfg, hidden):
-        if callable(t):
-            q = model.posterior(corrupted)
-            found = t(q, x, corrupted)
-            q = found if isinstance(found, AnchoredGaussian) else q.temper(found, hold_mean)
-            x_hat = model.decode(q.sample(noise))
-        else: x_hat, q = model(corrupted, noise, t=t, hold_mean=hold_mean)
-        parts.append((x, (to_unit(x_hat) - to_unit(x)).square().sum(1, keepdim=True), q.rate_bits()))
+    for part in corrupted_parts(images, cfg, hidden, model):
+        with part.drawing:
+            if callable(t):
+                q = model.posterior(part.corrupted)
+                found = t(q, part.x, part.corrupted)
+                q = found if isinstance(found, AnchoredGaussian) else q.temper(found, hold_mean)
+                x_hat = model.decode(q.sample(part.noise))
+            else: x_hat, q = model(part.corrupted, part.noise, t=t, hold_mean=hold_mean)
+        parts.append((part.x, (to_unit(x_hat) - to_unit(part.x)).square().sum(1, keepdim=True), q.rate_bits()))
     return dict(zip(("x", "error", "rate"), map(torch.cat, zip(*parts))))
 
 def errors(
@@ -234,9 +238,8 @@ def region_rows(
     def half(profile): return lambda q, x, corrupted: meet_rate(q, q.rate_bits() / 2, profile(q, x, corrupted), True)
     def painted(contrast):
         if spatial: return half(lambda q, x, corrupted: region_profile(region, contrast))
-        def sensitive(q, x, corrupted):
-            with torch.enable_grad(): return sensitivity_profile(model, q, region.expand(len(x), -1, -1, -1), contrast**2)
-        return half(sensitive)
+        wide = lambda x: region.expand(len(x), -1, -1, -1)
+        return half(lambda q, x, corrupted: sensitivity_profile(model, q, wide(x), contrast**2))
     inputs = dict(clean=torch.zeros_like(masks)) | (dict(masked=masks) if cfg.patches else {})
     for name, hidden in inputs.items():
         def add(method, value, t): rows.append(dict(input=name, method=method, value=value) | sides(rebuild(model, images, cfg, hidden, t), region))
@@ -293,9 +296,10 @@ def map_rows(
             best = min(BENDS, key=lambda bend: tried[bend][aim])
             if best not in tested: tested[best] = bent(test, best)
             add(aim, name, best, tested[best])
-    uniform, hidden = measured(test, lambda q, x, corrupted: 1.), hidden_in(cfg, masks)
+    uniform = measured(test, lambda q, x, corrupted: 1.)
     for aim in AIMS:
         add(aim, "uniform", 1., uniform)
-        weigh = lambda x: aim_weights(aim, x, hidden[:len(x)].to(x.device))
-        add(aim, "oracle", 1., measured(test, lambda q, x, corrupted: oracle_profile(model, q, x, weigh(x), q.rate_bits() / 2)))
+        weigh = lambda x, corrupted: aim_weights(aim, x, (corrupted == 0).all(1, keepdim=True))  # hidden is mid-grey
+        oracle = lambda q, x, corrupted: oracle_profile(model, q, x, weigh(x, corrupted), q.rate_bits() / 2)
+        add(aim, "oracle", 1., measured(test, oracle))
     return pd.DataFrame(rows)

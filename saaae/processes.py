@@ -120,7 +120,7 @@ class Processes:
 
 # %% ../nbs/20_processes.ipynb #cell-09
 class Share(TorchFunctionMode):
-    "Inside of it, `torch.rand` and `torch.randn` with a generator draw for the whole batch and return a share's numbers."
+    "Inside of it, `torch.rand`, `randn` and `randint` with a generator draw for the whole batch and return a share."
     def __init__(
         self,
         n: int,      # images of the whole batch
@@ -130,11 +130,15 @@ class Share(TorchFunctionMode):
         self.n, self.own = n, own
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in (torch.rand, torch.randn) and kwargs.get("generator") is not None:
-            size = args[0] if len(args) == 1 and not isinstance(args[0], int) else args
-            if size[0] != self.own.stop - self.own.start: raise ProcessError(f"A model that draws {tuple(size)} random numbers, not one set an image, cannot share a batch: train it on one process.")
-            return func((self.n, *size[1:]), **kwargs)[self.own]
+        kwargs = dict(kwargs or {})
+        if func in (torch.rand, torch.randn, torch.randint) and kwargs.get("generator") is not None:
+            if "size" in kwargs: bounds, size = args, kwargs.pop("size")
+            else: bounds, size = ((), args) if isinstance(args[-1], int) else (args[:-1], args[-1])
+            if not len(size): return func(*bounds, size, **kwargs)  # one number for all
+            if size[0] != self.own.stop - self.own.start:
+                raise ProcessError(f"A model that draws {tuple(size)} random numbers, not one set an image, cannot share "
+                                   "a batch: train it on one process, and measure it with a batch_size of 256.")
+            return func(*bounds, (self.n, *size[1:]), **kwargs)[self.own]
         return func(*args, **kwargs)
 
 # %% ../nbs/20_processes.ipynb #cell-12

@@ -28,7 +28,9 @@ from scipy.ndimage import median_filter
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from .data import DATA, DataError, Images, read_image, stream_seed, to_unit
+from .evaluation import at_a_time, drawn_apart
 from .models import SAAAE
+from .reparameterization import to_float64
 from .statistics import Effect, effect
 from .training import ConfigError, check_field
 
@@ -39,9 +41,10 @@ def region_psnr(
     x_hat: torch.Tensor,  # `[n, 3, h, h]` in [0, 1]
     x: torch.Tensor,      # the truth, the same shape
     where: torch.Tensor,  # bool `[n, 1, h, h]`: the region
-) -> torch.Tensor:        # dB, `[n]`; NaN where the region is empty
+) -> torch.Tensor:        # dB, float64 `[n]`, on the CPU; NaN where the region is empty
     "PSNR of the values inside a region."
-    mse = ((x_hat - x).double().square() * where).sum((1, 2, 3)) / (x.shape[1] * where.sum((1, 2, 3)))
+    where = where.cpu()
+    mse = (to_float64(x_hat - x).square() * where).sum((1, 2, 3)) / (x.shape[1] * where.sum((1, 2, 3)))
     return -10 * mse.clamp_min(ROUNDING).log10()
 
 def region_ssim(
@@ -106,7 +109,7 @@ INPAINTERS = {  # functions of float64 `[h, w, 3]` in [0, 1] and bool `[h, w]`
 
 def pictures(x: torch.Tensor) -> Iterator[np.ndarray]:
     "Each image as float64 `[h, w, 3]`, as the libraries want them."
-    yield from np.ascontiguousarray(rearrange(x, "n c h w -> n h w c").double().cpu().numpy())
+    yield from np.ascontiguousarray(to_float64(rearrange(x, "n c h w -> n h w c")))
 
 def stacked(restored: list[np.ndarray]) -> torch.Tensor:
     "Pictures `[h, w, 3]` back to float32 `[n, 3, h, w]` in [0, 1]."
@@ -213,15 +216,18 @@ def model_restore(
     model: SAAAE,
     seen: torch.Tensor,   # the damaged images, `[n, 3, h, h]` in [-1, 1], on the CPU
     sample: bool = False, # `False`: decode the mode
+    batch_size: int = 256,  # at most so many at a time
 ) -> tuple[torch.Tensor, torch.Tensor]:  # `[n, 3, h, h]` in [0, 1], and the exact rate of each code in bits, `[n]`; on the CPU
     "What a model makes of damaged images; with `sample`, with the same noise every time."
     device = next(model.parameters()).device
     noise = torch.Generator(device).manual_seed(stream_seed(0, "restoration noise"))
     model.eval()
     parts = []
-    for x in seen.split(256):
-        x_hat, q = model(x.to(device).contiguous(memory_format=torch.channels_last), noise, sample)
-        parts.append((to_unit(x_hat).clamp(0, 1).contiguous().cpu(), q.rate_bits().cpu()))
+    for batch in seen.split(256):
+        for own, drawn, drawing in drawn_apart(len(batch), at_a_time(model, batch_size), noise):
+            x = batch[own].to(device).contiguous(memory_format=torch.channels_last)
+            with drawing: x_hat, q = model(x, drawn, sample)
+            parts.append((to_unit(x_hat.to(x)).clamp(0, 1).contiguous().cpu(), q.rate_bits().cpu()))
     return tuple(map(torch.cat, zip(*parts)))
 
 # %% ../nbs/14_restoration.ipynb #cell-26
@@ -236,7 +242,8 @@ def measured(
 ) -> pd.DataFrame:          # one row an image
     "PSNR and SSIM of each image inside the region."
     figures = dict(psnr_db=region_psnr(x_hat, x, where), ssim=region_ssim(x_hat, x, where)) | more
-    return pd.DataFrame(dict(method=method, setting=setting, group=groups.numpy()) | {k: v.double().numpy() for k, v in figures.items()})
+    columns = dict(method=method, setting=setting, group=groups.numpy())
+    return pd.DataFrame(columns | {k: to_float64(v).numpy() for k, v in figures.items()})
 
 def long_table(
     by_image: pd.DataFrame,  # of `measured`, for all methods and settings

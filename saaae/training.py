@@ -37,7 +37,7 @@ from .attention import ATTENTION
 from .data import DATA, FULL, Corruption, DataError, Images, atomic_write, batch_at, batch_indices, load_weights, patch_mask, read_tensors, save_tensors, stream_seed
 from .models import GATES, PLACES, SAAAE, ClassConditional, Conditioned
 from .processes import ProcessError, Processes, join, whole_batch
-from .reparameterization import KL_KINDS, SCOPES
+from .reparameterization import KL_KINDS, SCOPES, to_float64
 
 # %% ../nbs/04_training.ipynb #cell-06
 class ConfigError(ValueError):
@@ -395,7 +395,8 @@ def train_epoch(
             learner.scheduler.step()
             steps.append(torch.stack([loss, sse, kls]).detach())
             if bar is not None: bar.update(n)
-    losses = everyone.sum(torch.stack(steps).double()).cpu()  # read once an epoch: no waiting for the device in between
+    losses = torch.stack(steps)  # read once an epoch: no waiting for the device in between
+    losses = to_float64(losses if everyone.count == 1 else everyone.sum(losses.double()))
     for step, loss in enumerate(losses[:, 0].tolist(), 1):
         if not math.isfinite(loss): raise TrainingError(f"The loss is {loss} at epoch {epoch}, step {step}")
     loss, sse, kl = (losses.sum(0) / len(images)).tolist()

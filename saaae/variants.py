@@ -20,11 +20,11 @@ from torch import nn
 from torch.nn.functional import avg_pool2d
 
 from .data import Images, atomic_write, batches, stream_seed, to_unit
-from .evaluation import average, corrupted_batches, evaluate, evaluate_images
+from .evaluation import average, corrupted_parts, evaluate, evaluate_images
 from .faithfulness import randomised, removal_curves, sensitivity
 from .masks import KINDS, evaluation_masks
 from .models import SAAAE
-from .reparameterization import AnchoredGaussian
+from .reparameterization import AnchoredGaussian, to_float64
 from .training import Config, ConfigError, configure
 
 # %% ../nbs/08_variants.ipynb #cell-05
@@ -152,7 +152,9 @@ def active_units(
     hidden: torch.Tensor | None = None,  # masks, bool `[n, 1, h, h]`; `None`: as the config says
 ) -> int:
     "How many latent dimensions depend on the image."
-    means = [model.posterior(corrupted, noise).mode() for _, corrupted, _, noise in corrupted_batches(images, cfg, hidden)]
+    means = []
+    for part in corrupted_parts(images, cfg, hidden, model):
+        with part.drawing: means.append(model.posterior(part.corrupted, part.noise).mode())
     return int((torch.cat(means).var(0) > .01).sum())
 
 # %% ../nbs/08_variants.ipynb #cell-18
@@ -166,8 +168,11 @@ def fitted_rate(
 ) -> float:                              # bits an image
     "What the code of a held-out image costs with a diagonal Gaussian prior fitted to the codes of training images."
     def codes(images):
-        qs = [model.posterior(corrupted, noise) for _, corrupted, _, noise in corrupted_batches(images, cfg, None if hidden is None else hidden[:len(images)])]
-        return (torch.cat(parts).double() for parts in zip(*((q.mu, q.std.expand_as(q.mu)**2) for q in qs)))
+        found = []
+        for part in corrupted_parts(images, cfg, hidden, model):
+            with part.drawing: q = model.posterior(part.corrupted, part.noise)
+            found.append((q.mu, q.std.expand_as(q.mu)**2))
+        return (to_float64(torch.cat(parts)) for parts in zip(*found))
     mu, variance = codes(train)
     centre, spread = mu.mean(0), mu.var(0, correction=0) + variance.mean(0)
     mu, variance = codes(test)
@@ -204,7 +209,7 @@ def prior_distance(
     noise, pairs = torch.Generator(cfg.device).manual_seed(stream_seed(0, "prior")), []
     for x in batches(images.to(cfg.device), 256):
         z = torch.randn(len(x), cfg.latent, generator=noise, device=x.device)
-        pairs.append((to_unit(model.decode(z)), to_unit(x)))
+        pairs.append((torch.cat([to_unit(model.decode(some)) for some in z.split(cfg.batch_size)]), to_unit(x)))
     return patch_distance(*map(torch.cat, zip(*pairs)))
 
 # %% ../nbs/08_variants.ipynb #cell-26
