@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['DATA', 'FULL', 'MAX_HEADER', 'RECIPE', 'Pictures', 'HEAD', 'IN_MEMORY', 'MIN_STD', 'N_CROPS', 'EXTENSIONS',
            'DataError', 'check_split', 'atomic_file', 'atomic_write', 'tensors_sha256', 'save_tensors', 'check_header',
-           'read_tensors', 'read_shapes', 'read_weights', 'load_weights', 'room', 'Images', 'gather', 'cache_path',
-           'source_key', 'cache_header', 'write_cache', 'open_cache', 'load_cache', 'save_cache', 'read_cache',
-           'one_maker', 'cached', 'normalise', 'to_unit', 'read_image', 'box_weights', 'box_resize', 'load_photographs',
-           'random_crop', 'cut_crops', 'photos64', 'stl10_errors', 'resize_stl10', 'stl10', 'find_images',
-           'split_images', 'read_folder', 'folder_images', 'is_folder', 'load_images', 'stream_seed', 'batch_indices',
-           'batch_at', 'batches', 'label_batches', 'patch_mask', 'Corruption']
+           'read_tensors', 'read_shapes', 'read_weights', 'room', 'Images', 'gather', 'cache_path', 'source_key',
+           'cache_header', 'write_cache', 'open_cache', 'load_cache', 'save_cache', 'read_cache', 'one_maker', 'cached',
+           'normalise', 'to_unit', 'read_image', 'box_weights', 'box_resize', 'load_photographs', 'random_crop',
+           'cut_crops', 'photos64', 'stl10_errors', 'resize_stl10', 'stl10', 'find_images', 'split_images',
+           'read_folder', 'folder_images', 'is_folder', 'load_images', 'stream_seed', 'batch_indices', 'batch_at',
+           'batches', 'label_batches', 'patch_mask', 'Corruption']
 
 # %% ../nbs/00_data.ipynb #cell-02
 import csv, errno, fcntl, hashlib, io, itertools, json, math, os, re, tarfile, tempfile, warnings, zlib
@@ -145,10 +145,6 @@ def read_weights(
         weights[name] = t.to(kind)
         if not weights[name].isfinite().all(): raise DataError(f"{path} is refused: {name} is not finite.")
     return weights
-
-def load_weights(model: torch.nn.Module, path: str | Path) -> None:
-    "Give a model the weights of a file. Raises `DataError`, also for weights of another model."
-    model.load_state_dict(read_weights(path, model.state_dict()))
 
 # %% ../nbs/00_data.ipynb #cell-14
 def room(device: str | torch.device) -> float:

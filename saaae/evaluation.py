@@ -23,8 +23,9 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from torchvision.utils import make_grid
 
 from .data import DATA, Images, atomic_write, batches, stream_seed, to_unit
+from .models import PARALLEL, unwrapped
 from .reparameterization import KL_KINDS
-from .training import Config, objective, rewind_bank
+from .training import Config, check_labels, objective, rewind_bank
 
 # %% ../nbs/05_evaluation.ipynb #cell-05
 def corrupted_batches(
@@ -53,7 +54,8 @@ def evaluate_images(
     hidden: torch.Tensor | None = None,  # masks of one's own, bool `[n, 1, h, h]`; `None`: as the config says
 ) -> pd.DataFrame:                       # one row an image, with its `group` (photograph) and the figures of the table above
     "Reconstruct corrupted images and measure each against its clean one."
-    model.eval()
+    check_labels(cfg, images)
+    model = (model.module if isinstance(model, PARALLEL) else model).eval()  # which could not gather posteriors
     tables, first = [], 0
     for x, corrupted, where, noise in corrupted_batches(images, cfg, hidden):
         labels, first = images.labels[first:first + len(x)].to(x.device), first + len(x)
@@ -118,7 +120,7 @@ def plot_grid(
     for name, model in models.items():
         *_, noise = next(corrupted_batches(chosen, cfg))  # the same noise for every model
         rows[name.upper()] = to_unit(model.eval()(corrupted, noise)[0])
-    for model in models.values():
+    for model in map(unwrapped, models.values()):
         if hasattr(model, "attention"): rows["attention"] = overlay(to_unit(corrupted), model.attention.map(corrupted))
     fig, axes = plt.subplots(len(rows), 1, figsize=(1.15 * len(chosen) + .9, 1.15 * len(rows) + .3), squeeze=False, layout="constrained")
     fig.get_layout_engine().set(h_pad=.01, hspace=0)

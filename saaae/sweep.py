@@ -34,7 +34,8 @@ def is_complete(
     theirs = json.loads((Path(folder)/"config.json").read_text())["config"]
     for name, value in given.items():
         if value is not None and name != "device" and theirs.get(name) != value:
-            raise ConfigError(f"{folder} was run with {name} = {theirs.get(name)!r}, not {value!r}: choose another folder, or delete it.")
+            was = theirs.get(name)
+            raise ConfigError(f"{folder} was run with {name} = {was!r}, not {value!r}: choose another folder.")
     return True
 
 def run_notebook(
