@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from .attention import ATTENTION
-from .data import DataError, read_tensors, save_tensors
+from .data import DataError, is_folder, read_tensors, save_tensors
 from .models import HUB, SAAAE, fetch, meant, named_folder, plain_state, unwrapped
 from .reparameterization import SCOPES, AnchoredGaussian, noise_gate, to_importance
 
@@ -163,7 +163,8 @@ def anchor_path(
 ) -> Path:
     "The file with the gate. Raises `FileNotFoundError` if a folder has none, `DataError` if the Hub gives none."
     inside = named_folder(folder)/(where.get("subfolder") or "")
-    if not inside.is_dir(): return fetch(str(folder), ANCHOR, **where)
+    if os.path.isfile(inside): raise FileNotFoundError(f"{folder} is a file: name a folder of save_pretrained.")
+    if not is_folder(inside): return fetch(str(folder), ANCHOR, **where)
     if not (inside/ANCHOR).exists():
         what = f"{inside} has no {ANCHOR}: the model in it has no gate"
         raise FileNotFoundError(f"{what}. Load it with its own class, then anchor it.")
@@ -223,7 +224,7 @@ class Pretrained:
         "The anchored model that was saved. Raises `FileNotFoundError` without a gate, `ValueError` for one that is damaged or needs `attention`."
         source, where = named_folder(folder), {k: kwargs[k] for k in ("subfolder", *HUB) if k in kwargs}
         gate = read_gate(anchor_path(folder, **where), attention)
-        return attach(cls.original.from_pretrained(source if source.is_dir() else folder, **kwargs), gate)
+        return attach(cls.original.from_pretrained(source if is_folder(source) else folder, **kwargs), gate)
 
 # %% ../nbs/13_anchor.ipynb #cell-18
 def input_shape(

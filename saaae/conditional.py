@@ -49,7 +49,7 @@ def known_classes(
     "Both, with labels for the classes that `train` has. Raises `DataError` for fewer than two, or if no held-out image is left."
     for images in (train, test):
         if len(images) and (last := int(images.labels.max())) >= len(train.classes):
-            raise DataError(f"{images.name} has the label {last}, but {train.name} names {len(train.classes)} classes: name all.")
+            raise DataError(f"{images.name} has the label {last}, where {train.name} names {len(train.classes)}.")
     known = train.labels[train.labels >= 0].unique()
     classes = tuple(train.classes[i] for i in known)
     if len(known) < 2:

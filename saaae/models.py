@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'CHANNELS', 'PARALLEL', 'PRETRAINED', 'WEIGHTS', 'HUB', 'ALIASES', 'SENDING', 'GATES', 'conv_encoder',
-           'conv_decoder', 'spatial_encoder', 'spatial_decoder', 'Reconstruction', 'OnDemand', 'unwrapped',
+           'conv_decoder', 'spatial_encoder', 'spatial_decoder', 'Reconstruction', 'OnDemand', 'unwrapped', 'copied',
            'plain_state', 'meant', 'load_state', 'load_weights', 'named_folder', 'shipped', 'find_dtype', 'find_device',
            'fetch', 'model_arguments', 'refuse_unknown', 'Saveable', 'VAE', 'split', 'SAAAE', 'Conditioned',
            'ClassConditional']
@@ -24,6 +24,7 @@ from einops.layers.torch import Rearrange
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.optim.swa_utils import AveragedModel
 
 from .attention import ATTENTION
@@ -109,12 +110,15 @@ def unwrapped(
     bare.__dict__.update(module.__dict__, _modules=parts, _compiled_call_impl=None)
     return bare
 
-def plain_state(
-    module: nn.Module,
+def copied(
+    tensors: Mapping[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:  # on the CPU, contiguous; no two share memory, also where weights are tied
+    "Tensors as they are to be saved."
+    return {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+
+def plain_state(module: nn.Module) -> dict[str, torch.Tensor]:
     "Copies of a module's weights, by the names that they have without wrappers."
-    copy = lambda weight: weight.detach().cpu().clone(memory_format=torch.contiguous_format)
-    return {name: copy(weight) for name, weight in unwrapped(module).state_dict().items()}
+    return copied(unwrapped(module).state_dict())
 
 def meant(
     names: Iterable[str],          # of a file
@@ -159,7 +163,7 @@ def shipped(
     name: str | Path,   # a shipped model's name, a folder or its model.safetensors, or a name on the Hub
 ) -> str:               # a folder, or the name on the Hub
     "Where a model comes from. Raises `ValueError` for what ships, but not for this class, and what can hold no model."
-    if str(name).isidentifier() and (PRETRAINED/str(name)).is_dir():
+    if str(name).isidentifier() and is_folder(PRETRAINED/str(name)):
         kinds = {path.parent.name for path in PRETRAINED.glob(f"{name}/*/config.json")}
         if kind.__name__.lower() in kinds: return str(PRETRAINED/str(name)/kind.__name__.lower())
         raise ValueError(f"{name} ships for {' and '.join(sorted(k.upper() for k in kinds))}, not for {kind.__name__}.")
@@ -202,8 +206,8 @@ def fetch(
 # %% ../nbs/03_models.ipynb #new
 HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only")  # of `hf_hub_download`
 ALIASES = dict(torch_dtype="dtype", device_map="device", map_location="device")  # what other libraries say
-SENDING = tuple(name for call in (PyTorchModelHubMixin.save_pretrained, PyTorchModelHubMixin.push_to_hub)
-                for name, p in signature(call).parameters.items() if p.kind is p.KEYWORD_ONLY)
+SENDING = dict.fromkeys(name for call in (PyTorchModelHubMixin.save_pretrained, PyTorchModelHubMixin.push_to_hub)
+                        for name, p in signature(call).parameters.items() if p.kind is p.KEYWORD_ONLY)
 
 def model_arguments(
     kind: type,    # the class of the model
@@ -253,6 +257,8 @@ class Saveable(PyTorchModelHubMixin, library_name="saaae", license="mit"):
         "Leave config, weights and a model card in a folder. Raises `ValueError` or `TypeError` for arguments."
         if not safe_serialization: raise ValueError("safe_serialization must be True: no pickles are written.")
         refuse_unknown("save_pretrained", kwargs, SENDING)
+        if name := next((name for name, part in self.named_modules() if is_parametrized(part)), None):
+            raise ValueError(f"{name} is parametrized, which config.json cannot say: remove_parametrizations first.")
         return super().save_pretrained(os.path.expanduser(save_directory), **kwargs)
 
     def _save_pretrained(self, save_directory: Path) -> None:

@@ -15,6 +15,7 @@ __all__ = ['CHOICES', 'RANGES', 'WORDS', 'PRESETS', 'PACKAGES', 'CHECKPOINT', 'P
 
 # %% ../nbs/04_training.ipynb #cell-02
 import ast, csv, ctypes, difflib, fcntl, hashlib, json, math, os, platform, socket, subprocess, sys, time
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -40,7 +41,8 @@ from saaae.data import (
     save_tensors, stream_seed,
 )
 from saaae.models import (
-    GATES, PARALLEL, PLACES, SAAAE, ClassConditional, Conditioned, find_device, load_state, load_weights, plain_state,
+    GATES, PARALLEL, PLACES, SAAAE, ClassConditional, Conditioned, copied, find_device, load_state, load_weights,
+    plain_state,
 )
 from .processes import ProcessError, Processes, join, whole_batch
 from .reparameterization import KL_KINDS, SCOPES
@@ -292,9 +294,9 @@ class Learner:
         "Tensors by name, and the rest as JSON."
         state = self.optimizer.state_dict()
         tensors = {f"model.{k}": v for k, v in plain_state(self.model).items()}
-        tensors |= {f"optimizer.{i}.{k}": v for i, s in state["state"].items() for k, v in s.items()}
+        tensors |= copied({f"optimizer.{i}.{k}": v for i, s in state["state"].items() for k, v in s.items()})
         rest = dict(param_groups=state["param_groups"], scheduler=self.scheduler.state_dict())
-        return {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, rest
+        return tensors, rest
 
     def load(self, tensors: dict[str, torch.Tensor], rest: dict[str, Any]) -> None:
         "Go back to a state. Raises `RuntimeError` or `KeyError` if it is of another model."
@@ -724,8 +726,10 @@ def load_run(
 # %% ../nbs/04_training.ipynb #cell-46
 def finished_mark(folder: Path, images: Images) -> str:
     "What `trained` leaves when it is done: hashes of the images and of metrics.csv, each with its name."
-    metrics = folder/"metrics.csv"
-    return f"{images.sha256()}  images\n{hashlib.sha256(metrics.read_bytes()).hexdigest() if metrics.is_file() else 'none'}  metrics.csv\n"
+    metrics, digest = folder/"metrics.csv", "none"
+    if metrics.is_file():  # whatever marks and line ends an editor gave it
+        digest = hashlib.sha256(metrics.read_bytes().removeprefix(BOM_UTF8).replace(b"\r\n", b"\n")).hexdigest()
+    return f"{images.sha256()}  images\n{digest}  metrics.csv\n"
 
 def is_finished(folder: Path, images: Images, cfg: Config) -> bool:
     "Whether a folder holds the finished run of a config on these images, on any device. Raises `TrainingError` if it holds another one, or a changed one."
