@@ -142,7 +142,7 @@ def load_weights(
 ) -> None:
     "Give a module the weights of a file. Raises `DataError`, also for weights of another model."
     model = unwrapped(module)
-    own, path = model.state_dict(), Path(path).expanduser()
+    own, path = model.state_dict(), Path(os.path.expanduser(path))
     theirs = meant(read_shapes(path), own)
     written = own.keys() & theirs.keys()
     tied = {name for name in own.keys() - written if any(own[name].is_set_to(own[other]) for other in written)}
@@ -200,7 +200,7 @@ def fetch(
     if is_folder(source): return Path(source, file)
     try: return Path(hf_hub_download(source, file, **hub))
     except (EntryNotFoundError, OSError, ValueError) as e:
-        why = str(e).strip().splitlines()[0]
+        why = (str(e).strip() or type(e).__name__).splitlines()[0]
         raise DataError(f"{source} is no folder here, and the Hub gives no {file} of it: {why}") from e
 
 # %% ../nbs/03_models.ipynb #new
@@ -235,7 +235,7 @@ class Saveable(PyTorchModelHubMixin, library_name="saaae", license="mit"):
     ) -> Self:                                     # of the class that is asked, in evaluation mode
         "A trained model. Raises `ValueError`, `TypeError` for an unknown argument, `DataError` for damaged files."
         asked, own = dict(dtype=dtype, device=device), model_arguments(cls)
-        asked |= {ALIASES.get(k, k): v for k, v in kwargs.items()}
+        asked |= {ALIASES.get(k, k): v for k, v in kwargs.items() if v is not None or k not in ALIASES}
         if not asked.pop("strict", True): raise ValueError("strict must be True: no other model's weights are loaded.")
         refuse_unknown(f"{cls.__name__}.from_pretrained", asked, ["dtype", "device", *ALIASES, *HUB, *own])
         kind, place = find_dtype(asked.pop("dtype") or torch.float32), find_device(asked.pop("device") or "cpu")
@@ -257,8 +257,9 @@ class Saveable(PyTorchModelHubMixin, library_name="saaae", license="mit"):
         "Leave config, weights and a model card in a folder. Raises `ValueError` or `TypeError` for arguments."
         if not safe_serialization: raise ValueError("safe_serialization must be True: no pickles are written.")
         refuse_unknown("save_pretrained", kwargs, SENDING)
-        if name := next((name for name, part in self.named_modules() if is_parametrized(part)), None):
-            raise ValueError(f"{name} is parametrized, which config.json cannot say: remove_parametrizations first.")
+        for name, part in self.named_modules():
+            if is_parametrized(part):
+                raise ValueError(f"{name or type(self).__name__} is parametrized: remove_parametrizations first.")
         return super().save_pretrained(os.path.expanduser(save_directory), **kwargs)
 
     def _save_pretrained(self, save_directory: Path) -> None:
