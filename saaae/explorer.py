@@ -9,7 +9,7 @@ __all__ = ['MAX_PIXELS', 'NOTHING', 'PAINTED', 'CORRUPTIONS', 'EXPLORER_GATES', 
            'explore', 'save', 'reproduce', 'Explorer', 'answer_times']
 
 # %% ../nbs/18_explorer.ipynb #cell-02
-import base64, hashlib, io, json, re, time, warnings
+import base64, hashlib, io, json, re, time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
@@ -23,7 +23,8 @@ import torch
 from ipycanvas import Canvas
 from PIL import Image, ImageDraw, ImageOps
 
-from .data import DataError, Images, atomic_write, find_images, is_folder, normalise, read_image, stream_seed, to_unit
+from .data import DataError, Images, atomic_write, find_images, is_folder, normalise, read_image, stream_seed
+from .data import to_unit
 from .evaluation import overlay
 from .masks import KINDS, evaluation_masks
 from .models import PRETRAINED, SAAAE, VAE
@@ -64,15 +65,8 @@ def fit(
     source: Path | bytes,  # a file, or its content
     size: int,             # side in pixels
 ) -> np.ndarray:           # uint8 `[size, size, 3]`
-    "The middle of any image as a small square. Raises `DataError` if it is none, `ExploreError` if it is huge."
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower
-        try:
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image: wide, high = image.size
-        except (OSError, SyntaxError, ValueError): wide = high = 0  # read_image says what is wrong
-        except Image.DecompressionBombError: wide = high = MAX_PIXELS
-    if wide * high > MAX_PIXELS: raise ExploreError(f"The image is larger than {MAX_PIXELS // 10**6} million pixels: shrink it first.")
-    return np.asarray(ImageOps.fit(read_image(source), (size, size), Image.Resampling.BILINEAR))
+    "The middle of any image as a small square. Raises `DataError` if it is none, or huge."
+    return np.asarray(ImageOps.fit(read_image(source, MAX_PIXELS), (size, size), Image.Resampling.BILINEAR))
 
 # %% ../nbs/18_explorer.ipynb #cell-10
 NOTHING, PAINTED = "nothing", "painted"
@@ -122,7 +116,8 @@ def pack(
 def unpack(text: str) -> np.ndarray:
     "The image or the mask again. Raises `ExploreError`."
     try: return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
-    except (OSError, ValueError) as e: raise ExploreError(f"The settings hold an image that cannot be read ({e}): save them again.") from e
+    except Exception as e:  # of any type, since text may hold anything
+        raise ExploreError(f"The settings hold an image that cannot be read ({e}): save them again.") from e
 
 # %% ../nbs/18_explorer.ipynb #cell-13
 @lru_cache(len(KINDS))

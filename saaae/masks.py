@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from einops import rearrange, repeat
+from einops import EinopsError, rearrange, repeat
 from PIL import Image
 
-from .data import DATA, DataError
+from .data import DATA, DataError, read_image
 
 # %% ../nbs/06_masks.ipynb #cell-05
 CELLS, COUNT = 32, 1024  # a mask is 32x32 cells; there are 1,024 of a kind
@@ -77,7 +77,8 @@ def save_bank(folder: str | Path) -> None:
     "Write each kind as a black and white picture, 32 masks a row."
     Path(folder).mkdir(parents=True, exist_ok=True)
     for kind, masks in draw_bank().items():
-        Image.fromarray(rearrange(masks, "(r c) h w -> (r h) (c w)", c=32)).save(Path(folder)/f"{kind}.png", optimize=True)
+        sheet = Image.fromarray(rearrange(masks, "(r c) h w -> (r h) (c w)", c=32))
+        sheet.save(Path(folder)/f"{kind}.png", optimize=True)
 
 def bank_hashes(
     root: Path | None = None,  # `None`: `data/masks`
@@ -88,9 +89,9 @@ def bank_hashes(
 def read_bank(kind: str, root: Path | None = None) -> np.ndarray:
     "The masks of a kind, bool `[1024, 32, 32]`. Raises `DataError` if they are not there."
     path = Path(root or DATA/"masks")/f"{kind}.png"
-    try: return rearrange(np.asarray(Image.open(path).convert("1")), "(r h) (c w) -> (r c) h w", h=CELLS, w=CELLS)
-    except (OSError, SyntaxError, ValueError) as e:
-        raise DataError(f"{path} cannot be read ({e}): `git checkout data/masks` brings it back.") from e
+    try: return rearrange(np.asarray(read_image(path).convert("1")), "(r h) (c w) -> (r c) h w", h=CELLS, w=CELLS)
+    except (DataError, EinopsError) as e:
+        raise DataError(f"{path} cannot be read ({e}): in a clone `git checkout data/masks` brings it back.") from e
 
 def evaluation_masks(
     kind: str,                 # one of `KINDS`

@@ -17,7 +17,7 @@ from dask.distributed import Client, LocalCluster, as_completed
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from .data import DATA
+from .data import CLONE
 from .training import ConfigError
 from .variants import NEEDS, PRECISION, VARIANTS, run_path
 
@@ -59,7 +59,7 @@ def run_variant(
 ) -> None:
     "One run of the sweep: a notebook, executed into its folder."
     out = run_path(runs, variant, seed)/notebook
-    run_notebook(DATA.parent/"nbs"/notebook, out, dict(variant=variant, seed=seed, runs=str(runs)) | given)
+    run_notebook(CLONE/"nbs"/notebook, out, dict(variant=variant, seed=seed, runs=str(runs)) | given)
 
 # %% ../nbs/09_sweep.ipynb #cell-10
 def connect(

@@ -37,7 +37,7 @@ from . import __version__
 from .aims import AIMS, aim_weights
 from .attention import ATTENTION
 from saaae.data import (
-    DATA, FULL, Corruption, DataError, Images, atomic_write, batch_at, batch_indices, patch_mask, read_tensors,
+    CLONE, FULL, Corruption, DataError, Images, atomic_write, batch_at, batch_indices, patch_mask, read_tensors,
     save_tensors, stream_seed,
 )
 from saaae.models import (
@@ -209,8 +209,7 @@ def notebook_parameters(
 # %% ../nbs/04_training.ipynb #cell-15
 def results_folder() -> Path:
     "Where results go without a folder of their own: `results` in the repository; without one, in the working folder."
-    cloned = (DATA.parent/"nbs").is_dir()
-    return (DATA.parent if cloned else Path.cwd())/"results"
+    return (CLONE or Path.cwd())/"results"
 
 def run_folder(
     out: str | Path | None,  # the parameter `out`
@@ -420,10 +419,10 @@ PACKAGES = ("torch", "torchvision", "torchmetrics", "einops", "numpy", "pillow",
 def git_state() -> dict[str, Any]:
     "The commit of the repository, and whether its sources differ from it; `None` where there is no git."
     def git(*args: str) -> str:
-        done = subprocess.run(["git", "-C", DATA.parent, *args], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+        return subprocess.run(["git", "-C", CLONE, *args], capture_output=True, text=True, check=True).stdout.strip()
+    if not CLONE: return dict(commit=None, modified=None)
     try:
-        git("ls-files", "--error-unmatch", "saaae/training.py")  # fails where another repository is around the package
+        git("ls-files", "--error-unmatch", "saaae/training.py")  # fails where another repository is around a copy
         commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", "nbs", "saaae", "data")
         return dict(commit=commit, modified=bool(changes))
     except (OSError, subprocess.CalledProcessError): return dict(commit=None, modified=None)

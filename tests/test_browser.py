@@ -44,9 +44,9 @@ def test_a_person_explores(lab, tmp_path):
         page = browser.new_page(viewport=dict(width=1400, height=1700))
         page.set_default_timeout(120_000)
         page.goto(lab)
-        page.locator(".jp-Notebook").wait_for()
-        page.get_by_text("Run", exact=True).first.click()
-        page.get_by_text("Run All Cells", exact=True).click()
+        page.locator("#jp-main-statusbar").get_by_text("| Idle").wait_for()  # sooner, Run All Cells only asks for a kernel
+        page.locator(".lm-MenuBar").get_by_text("Run", exact=True).click()
+        page.locator(".lm-Menu").get_by_text("Run All Cells", exact=True).click()
         for _ in range(600):  # the last cell saves; JupyterLab draws only the cells in sight
             if list(tmp_path.glob("explored-*.json")): break
             page.wait_for_timeout(500)

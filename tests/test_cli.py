@@ -98,6 +98,22 @@ def test_reconstruct_at_a_rate(images, run, tmp_path):
     assert float(row["psnr_db"]) == pytest.approx(-10 * np.log10((error**2).mean()), abs=.1)
 
 
+def test_a_reconstruction_is_a_function_of_the_file_alone(images, run, tmp_path):
+    "Whatever else is in the folder, before or after it."
+    (tmp_path / "alone").mkdir()
+    shutil.copy(images / "05.png", tmp_path / "alone")
+    for folder in (images, tmp_path / "alone"): assert typed("reconstruct", folder, "--model", run, "--out", tmp_path / "of" / folder.name, "--rate", 5).returncode == 0
+    together, alone = ((tmp_path / "of" / folder / "05.png.png").read_bytes() for folder in (images.name, "alone"))
+    assert together == alone
+
+
+def test_help_and_version_import_nothing_heavy():
+    for line in (["--version"], ["--help"], ["evaluate", "--help"], ["tran"]):
+        code = f"import sys\nfrom saaae.cli import main\ntry: main({line!r})\nexcept SystemExit: print(sorted({{'torch', 'numpy', 'PIL', 'matplotlib'}} & set(sys.modules)))"
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(ROOT)))
+        assert run.stdout.splitlines()[-1] == "[]", (line, run.stderr)
+
+
 def test_reconstruct_skips_what_is_no_image_and_says_so(images, run, tmp_path):
     folder = tmp_path / "mixed"
     folder.mkdir()

@@ -401,7 +401,7 @@ def test_a_run_of_another_device_and_arithmetic_is_opened_here(finished, tmp_pat
 
 def test_no_error_advises_deleting():
     for path in (ROOT / "saaae").glob("*.py"):
-        if path.name == "data.py": continue  # which names damaged files of a download
+        if path.name == "data.py": continue  # which names the damaged files of a download
         assert "delete" not in path.read_text().lower(), path
 
 
@@ -424,21 +424,22 @@ def test_a_damaged_table_of_speeds_stops_nothing_for_good(tmp_path):
 
 
 def test_an_installed_package_writes_nothing_beside_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "DATA", tmp_path / "site-packages" / "data")
+    monkeypatch.setattr(training, "CLONE", None)
     monkeypatch.chdir(tmp_path)
     assert run_folder(None, CFG) == tmp_path / "results" / "quick"
+    assert training.git_state() == dict(commit=None, modified=None)
 
 
 def test_the_commit_is_this_programs_and_not_that_of_a_repository_around_it(tmp_path, monkeypatch):
-    site = tmp_path / "venv" / "site-packages"
-    (site / "saaae").mkdir(parents=True)
-    (site / "saaae" / "training.py").write_text("")
+    copy = tmp_path / "copies" / "saaae-main"
+    (copy / "saaae").mkdir(parents=True)
+    (copy / "saaae" / "training.py").write_text("")
     (tmp_path / "mine.py").write_text("")
     def git(*args):
         command = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-C", tmp_path, *args]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     git("init"), git("add", "mine.py"), git("commit", "-m", "mine")
-    monkeypatch.setattr(training, "DATA", site / "data")
+    monkeypatch.setattr(training, "CLONE", copy)
     assert training.git_state() == dict(commit=None, modified=None)
     git("add", "."), git("commit", "-m", "with it")
     assert training.git_state() == dict(commit=git("rev-parse", "HEAD"), modified=False)

@@ -12,7 +12,7 @@ def test_there_are_notebooks():
     assert [n.stem for n in NOTEBOOKS] == [
         "00_data", "00b_aims", "01_attention", "02_reparameterization", "03_models", "04_training", "05_evaluation", "06_masks", "07_faithfulness",
         "08_variants", "09_sweep", "10_statistics", "11_protocol", "12_precision", "13_anchor", "14_restoration", "15_compression", "16_conditional",
-        "17_cli", "18_explorer", "19_watching", "20_processes", "21_benchmark"]
+        "17_cli", "17b_commands", "18_explorer", "19_watching", "20_processes", "21_benchmark"]
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda n: n.stem)

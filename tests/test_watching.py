@@ -1,5 +1,5 @@
 "Runs followed while they train, and trackers: without a browser, against what the run folders hold."
-import asyncio, contextlib, io, json, os, shutil, subprocess, sys, time
+import asyncio, contextlib, io, json, os, shutil, subprocess, sys
 from dataclasses import replace
 
 import numpy as np
@@ -28,8 +28,11 @@ folder = Path(sys.argv[1])
 def draw(models, epoch):
     (folder/"recon").mkdir(exist_ok=True)
     plt.imsave(folder/"recon"/f"epoch_{epoch:04d}.png", [[epoch, 0]], vmin=0, vmax=9)
+rows = 0
 def evaluate(model, epoch):
-    time.sleep(.15)
+    global rows
+    while not (folder/f"{rows} rows seen").exists(): time.sleep(.02)
+    rows += 1
     return dict(mse=1 / epoch, rate_bits=2 * epoch)
 train(build_models(cfg), load_images(cfg.dataset, "train", 16, 16), cfg, folder, evaluate, draw)
 """
@@ -38,29 +41,38 @@ train(build_models(cfg), load_images(cfg.dataset, "train", 16, 16), cfg, folder,
 class InterruptedRun(Exception): pass
 
 
+async def until(happens):
+    "Wait for what must come, however slow the machine."
+    for _ in range(12_000):
+        if happens(): return
+        await asyncio.sleep(.05)
+    raise AssertionError("It did not happen within ten minutes.")
+
+
 def pixels(png):
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
 
 def test_a_run_that_trains_is_followed(tmp_path):
-    "The timer looks by itself: rows grow, curves and picture change, and end as the folder does."
+    "The timer looks by itself: rows grow, curves and picture change, and end as the folder does. Training waits until each row was seen."
     run = tmp_path / "run"
-    seen, sentences, pictures, curves = [], set(), [], set()
+    sentences, pictures, curves = set(), [], set()
 
     async def follow():
         view = View(run, every=.2)
         view.start()
-        await asyncio.sleep(.3)
+        await until(lambda: view.says.value)
         sentences.add(view.says.value)
+        run.mkdir()
         process = subprocess.Popen([sys.executable, "-c", TRAIN, run], stdout=subprocess.DEVNULL, env=dict(os.environ, PYTHONPATH=str(ROOT)))
         try:
-            while process.poll() is None:
-                await asyncio.sleep(.1)
-                if seen[-1:] != [len(view.rows)]: seen.append(len(view.rows))
+            for row in range(12):
+                await until(lambda: len(view.rows) == row or process.poll())
                 if view.grid.value not in pictures: pictures.append(view.grid.value)
                 curves.add(view.curves.value)
-                sentences.add(view.says.value)
-            await asyncio.sleep(.5)
+                (run / f"{row} rows seen").touch()
+            await until(lambda: process.poll() is not None)
+            await until(lambda: len(view.rows) == 12 and "epoch_0006" in view.caption.value)
         finally: process.kill()
         assert process.returncode == 0
         view.stop()
@@ -71,12 +83,11 @@ def test_a_run_that_trains_is_followed(tmp_path):
         return view
 
     view = asyncio.run(follow())
-    assert len(seen) > 3 and seen == sorted(seen) and len(curves) > 3
+    assert len(curves) > 3
     assert f"{run} is not there." in sentences and view.says.value == ""
     expected = pd.read_csv(run / "metrics.csv").iloc[:12]
     assert len(view.rows) == 12 and view.rows[list(expected)].equals(expected.astype(view.rows[list(expected)].dtypes))
     assert view.grid.value == (run / "recon" / "epoch_0006.png").read_bytes() and len(pictures) >= 3
-    assert "epoch_0006" in view.caption.value
 
 
 def test_half_written_lines_wait_and_runs_come_and_go(tmp_path):
@@ -130,9 +141,9 @@ def test_a_look_that_fails_does_not_end_the_watch(tmp_path, monkeypatch):
         with monkeypatch.context() as m:
             m.setattr(watching, "newest_grid", lambda folders: 1 / 0)
             view.button.click()
-            await asyncio.sleep(.3)
+            await until(lambda: "failed" in view.says.value)
             failed = view.says.value
-        await asyncio.sleep(.4)
+        await until(lambda: not view.says.value)
         view.button.click()
         return failed, view
     failed, view = asyncio.run(follow())
@@ -146,9 +157,8 @@ def outputs(notebook):
 def test_notebook_draws_once_headless(tmp_path):
     runs = [str(ROOT / "results" / "evidence" / "runs" / v / "seed_*") for v in ("vae", "saaae")] + [str(ROOT / "results" / "quick"), "nowhere"]
     command = [sys.executable, "-m", "papermill", ROOT / "nbs" / "watch.ipynb", tmp_path / "seen.ipynb", "-k", "python3", "--no-progress-bar", "-y", json.dumps(dict(runs=runs))]
-    start = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, env={k: v for k, v in os.environ.items() if k != "JPY_SESSION_NAME"} | dict(PYTHONPATH=str(ROOT)))
-    assert done.returncode == 0 and time.monotonic() - start < 60, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-3000:]
     images = [o["data"]["image/png"] for o in outputs(tmp_path / "seen.ipynb") if "image/png" in o.get("data", {})]
     assert len(images) == 2
     assert "nowhere is not there." in "".join("".join(o.get("text", "")) for o in outputs(tmp_path / "seen.ipynb"))
@@ -163,9 +173,9 @@ def test_live_view_runs_on_the_kernel_s_own_loop(tmp_path):
     setting = next(i for i, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", []))
     notebook.cells.insert(setting + 1, nbformat.v4.new_code_cell(f"runs, every, live = {str(tmp_path)!r}, .2, True"))
     notebook.cells += [nbformat.v4.new_code_cell(s) for s in (
-        "import asyncio\nfrom pathlib import Path\nfrom saaae.training import append_row\nawait asyncio.sleep(.5)\nprint(len(view.rows))",
-        f"append_row(Path(view.rows.run[0])/'metrics.csv', dict(model='vae', epoch=2, mse=.5))\nawait asyncio.sleep(.6)\nprint(len(view.rows), view.task.done())")]
-    done = NotebookClient(notebook, timeout=60, kernel_name="python3", resources=dict(metadata=dict(path=str(ROOT / "nbs")))).execute()
+        "import asyncio\nfrom pathlib import Path\nfrom saaae.training import append_row\nwhile not len(view.rows): await asyncio.sleep(.1)\nprint(len(view.rows))",
+        f"append_row(Path(view.rows.run[0])/'metrics.csv', dict(model='vae', epoch=2, mse=.5))\nwhile len(view.rows) < 2: await asyncio.sleep(.1)\nprint(len(view.rows), view.task.done())")]
+    done = NotebookClient(notebook, timeout=900, kernel_name="python3", resources=dict(metadata=dict(path=str(ROOT / "nbs")))).execute()
     assert [c.outputs[0].text for c in done.cells[-2:]] == ["1\n", "2 False\n"]
     assert any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for c in done.cells for o in c.get("outputs", []))
 

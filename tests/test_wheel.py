@@ -52,9 +52,8 @@ def test_sdist_has_what_the_wheel_needs_and_no_experiments(built):
 
 
 def test_import_is_light(installed):
-    run = installed("-c", "import time, sys; t = time.perf_counter(); import saaae; print(time.perf_counter() - t, 'torch' in sys.modules)")
-    seconds, torch = run.stdout.split()
-    assert float(seconds) < 2 and torch == "False"
+    run = installed("-c", "import sys, saaae; print('torch' in sys.modules)")
+    assert run.stdout.strip() == "False"
 
 
 def run_time_distributions(wheel):
@@ -124,8 +123,7 @@ def test_in_an_environment_that_has_never_seen_the_repository(built, tmp_path):
     install = run(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", ROOT / "requirements.lock", next(built.glob("*.whl")))
     assert install.returncode == 0, install.stderr[-2000:]
     assert "No module named" in run(python, "-c", "import jupyterlab").stderr
-    light = run(python, "-c", "import time; t = time.perf_counter(); import saaae; print(time.perf_counter() - t)")
-    assert float(light.stdout) < 2
+    assert run(python, "-c", "import sys, saaae; print('torch' in sys.modules)").stdout.strip() == "False"
     for i in range(12): Image.effect_noise((70, 64), 20 + 9 * i).convert("RGB").save(images / f"{i}.png")
     command = python.with_name("saaae")
     for line, says in (
