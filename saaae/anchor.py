@@ -8,7 +8,7 @@ __all__ = ['ANCHOR', 'Anchor', 'parts', 'Anchored', 'AnchoredPosterior', 'Anchor
            'anchor']
 
 # %% ../nbs/13_anchor.ipynb #cell-02
-import copy, json, math
+import copy, json, math, os
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
@@ -18,12 +18,11 @@ from typing import Any, Self, TypeVar
 
 import safetensors
 import torch
-from huggingface_hub import hf_hub_download
 from torch import nn
 
 from .attention import ATTENTION
-from .data import DataError, read_tensors, save_tensors
-from .models import SAAAE
+from .data import DataError, is_folder, read_tensors, save_tensors
+from .models import HUB, SAAAE, fetch, meant, named_folder, plain_state, unwrapped
 from .reparameterization import SCOPES, AnchoredGaussian, noise_gate, to_importance
 
 # %% ../nbs/13_anchor.ipynb #cell-05
@@ -46,7 +45,7 @@ class Anchor(nn.Module):
             if not all(isinstance(n, Integral) and n > 0 for n in shape): raise ValueError(f"{name} must be whole numbers above 0, not {shape!r}.")
         self.name = attention if isinstance(attention, str) else None
         self.floor, self.scope, self.input_shape, self.latent_shape = floor, scope, tuple(map(int, input_shape)), tuple(map(int, latent_shape))
-        if isinstance(attention, nn.Module): self.attention = copy.deepcopy(attention)
+        if isinstance(attention, nn.Module): self.attention = copy.deepcopy(unwrapped(attention))
         elif attention not in tuple(ATTENTION): raise ValueError(f"attention must be one of {', '.join(ATTENTION)}, or a module, not {attention!r}.")
         elif len(input_shape) != 3 or input_shape[0] not in (1, 3) or input_shape[1] != input_shape[2]:
             raise ValueError(f"attention {attention!r} looks at square grey or RGB images, not at inputs of shape {self.input_shape}: pass a module of your own.")
@@ -103,7 +102,8 @@ class Anchored:
     def plain(self) -> nn.Module:
         "The model without its gate; weights are shared."
         model = object.__new__(self.original)
-        model.__dict__.update(self.__dict__, _modules={k: v for k, v in self._modules.items() if k != "anchor"})
+        modules = {name: part for name, part in self._modules.items() if name != "anchor"}
+        model.__dict__.update(self.__dict__, _modules=modules, _compiled_call_impl=None)  # which would call the gate
         return model
 
 class AnchoredPosterior(Anchored):
@@ -161,10 +161,13 @@ def anchor_path(
     folder: str | Path,  # or a repository on the Hub
     **where: Any,        # subfolder, and what `hf_hub_download` takes
 ) -> Path:
-    "The file with the gate. Raises `FileNotFoundError` if a folder has none."
-    inside = Path(folder, where.get("subfolder") or "")
-    if not inside.is_dir(): return Path(hf_hub_download(str(folder), ANCHOR, **where))
-    if not (inside/ANCHOR).exists(): raise FileNotFoundError(f"{inside} has no {ANCHOR}: the model in it has no gate. Load it with its own class, then anchor it.")
+    "The file with the gate. Raises `FileNotFoundError` if a folder has none, `DataError` if the Hub gives none."
+    inside = named_folder(folder)/(where.get("subfolder") or "")
+    if os.path.isfile(inside): raise FileNotFoundError(f"{folder} is a file: name a folder of save_pretrained.")
+    if not is_folder(inside): return fetch(str(folder), ANCHOR, **where)
+    if not (inside/ANCHOR).exists():
+        what = f"{inside} has no {ANCHOR}: the model in it has no gate"
+        raise FileNotFoundError(f"{what}. Load it with its own class, then anchor it.")
     return inside/ANCHOR
 
 def read_gate(
@@ -186,6 +189,7 @@ def read_gate(
         with nullcontext() if name is None else torch.device("meta"): gate = Anchor(attention if name is None else name, **meta)  # takes no memory yet
     except (OverflowError, RuntimeError, TypeError, ValueError) as e: refuse(e)
     own = gate.state_dict()
+    weights = {name: weights[theirs] for name, theirs in meant(weights, own).items()}
     fits = lambda a, b: a.shape == b.shape and (a.dtype == b.dtype or a.is_floating_point() and b.is_floating_point())
     if wrong := sorted(own.keys() ^ weights.keys()) or [k for k in own if not fits(own[k], weights[k])]: refuse(f"it has the weights of another gate, {wrong[0]} differs")
     weights, learned = {k: v.to(own[k].dtype) for k, v in weights.items()}, dict(gate.named_parameters())
@@ -205,11 +209,10 @@ class Pretrained:
     ) -> None:
         "Leave the plain model and the gate in a folder. Raises `ValueError`."
         if push_to_hub: raise ValueError("push_to_hub: save first; model.push_to_hub(repo_id) then sends model and gate.")
-        self.plain().save_pretrained(folder, **kwargs)
-        a = self.anchor
+        a, folder = unwrapped(self.anchor), os.path.expanduser(folder)
+        unwrapped(self.plain()).save_pretrained(folder, **kwargs)
         meta = dict(attention=a.name, floor=a.floor, scope=a.scope, input_shape=a.input_shape, latent_shape=a.latent_shape)
-        weights = {k: v.cpu().contiguous() for k, v in a.state_dict().items()}
-        save_tensors(Path(folder)/ANCHOR, weights, meta)
+        save_tensors(Path(folder)/ANCHOR, plain_state(a), meta)
 
     @classmethod
     def from_pretrained(
@@ -219,9 +222,9 @@ class Pretrained:
         **kwargs: Any,                         # of the model's own `from_pretrained`
     ) -> Self:
         "The anchored model that was saved. Raises `FileNotFoundError` without a gate, `ValueError` for one that is damaged or needs `attention`."
-        path = anchor_path(folder, **{k: kwargs[k] for k in ("subfolder", "revision", "token", "cache_dir", "force_download", "local_files_only") if k in kwargs})
-        gate = read_gate(path, attention)
-        return attach(cls.original.from_pretrained(folder, **kwargs), gate)
+        source, where = named_folder(folder), {k: kwargs[k] for k in ("subfolder", *HUB) if k in kwargs}
+        gate = read_gate(anchor_path(folder, **where), attention)
+        return attach(cls.original.from_pretrained(source if is_folder(source) else folder, **kwargs), gate)
 
 # %% ../nbs/13_anchor.ipynb #cell-18
 def input_shape(
@@ -285,6 +288,7 @@ def anchor(
     image_size: int | tuple[int, ...] | None = None,  # side in pixels, or (channels, height, width); `None`: what the model says
 ) -> _VAE:                                 # of a subclass of the model's class
     "A copy of a VAE whose noise is gated by attention. Raises `TypeError` for what is no such VAE, `ValueError` for a wrong value."
+    if isinstance(vae, nn.Module): vae = unwrapped(vae)  # the copy is neither compiled nor parallel
     encoder_of(vae)
     name, shape, model = type(vae).__name__, input_shape(vae, image_size), copy.deepcopy(vae)
     part = encoder_of(model)

@@ -22,7 +22,7 @@ from einops import rearrange
 from PIL import Image
 
 from .data import DataError, Images, atomic_write, load_images, normalise, read_image, read_tensors, save_tensors
-from .models import SAAAE
+from .models import SAAAE, plain_state, unwrapped
 from .reparameterization import at_least_float32
 from .training import CHECKPOINT, PREVIOUS, Config, ConfigError, TrainingError, blueprint, build_model, configure, load_run
 
@@ -243,9 +243,9 @@ def fit_codec(
 ) -> Codec:
     "The tables of a model. Raises `CodecError` for one that is told a class or a precision."
     refuse_told(cfg)
+    model = unwrapped(model)
     cfg = replace(cfg, gate=model.gate, gate_value=model.gate_value)  # of the run's VAE: off
-    weights = {k: at_least_float32(v.detach()).cpu() for k, v in model.state_dict().items()}
-    tensors = {f"model.{k}": v.contiguous().clone() for k, v in weights.items()}
+    tensors = {f"model.{k}": at_least_float32(v).contiguous() for k, v in plain_state(model).items()}
     dims = math.prod(model.latent_shape)
     blank = dict(centre=torch.zeros(dims).double(), spread=torch.ones(dims).double(), frequency=torch.zeros(len(LEVELS), dims, 2**DEPTH - 1, dtype=torch.int32))
     codec = Codec(cfg, tensors | blank)

@@ -28,7 +28,7 @@ from torchvision.utils import make_grid
 
 from .data import DataError, Images, stream_seed, to_unit
 from .evaluation import corrupted_parts
-from .models import ClassConditional
+from .models import ClassConditional, unwrapped
 from .reparameterization import to_float64
 from .training import Config
 
@@ -48,6 +48,9 @@ def known_classes(
     test: Images,  # with the same names of classes
 ) -> tuple[Images, Images]:
     "Both, with labels for the classes that `train` has. Raises `DataError` for fewer than two, or if no held-out image is left."
+    for images in (train, test):
+        if len(images) and (last := int(images.labels.max())) >= len(train.classes):
+            raise DataError(f"{images.name} has the label {last}, where {train.name} names {len(train.classes)}.")
     known = train.labels[train.labels >= 0].unique()
     classes = tuple(train.classes[i] for i in known)
     if len(known) < 2:
@@ -66,8 +69,12 @@ def told(
     model: nn.Module,
     y: torch.Tensor,           # labels, int64 `[b]`
 ) -> dict[str, torch.Tensor]:  # arguments for `posterior`, `decode` and `forward`
-    "The label, for a model that is told it."
-    return dict(y=y) if isinstance(model, ClassConditional) else {}
+    "The label, for a model that is told it. Raises `DataError` for one that the model does not know."
+    if not isinstance(model := unwrapped(model), ClassConditional): return {}
+    known = model.tell[0].num_embeddings
+    if len(y) and not 0 <= y.min() <= y.max() < known:
+        raise DataError(f"Labels must be from 0 to {known - 1} for this model, not {y.min()} to {y.max()}.")
+    return dict(y=y)
 
 @torch.no_grad()
 def codes(
@@ -76,7 +83,7 @@ def codes(
     cfg: Config,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # mean and variance of each image's posterior, `[n, latent]`
     "The codes of images, in file order."
-    model.eval()
+    model = unwrapped(model).eval()
     found = []
     for part in corrupted_parts(images, cfg, model=model):
         y = images.labels[part.at].to(cfg.device)
@@ -92,7 +99,7 @@ def decode(
     batch_size: int = 64,  # at most so many at a time
 ) -> torch.Tensor:    # `[n, 3, h, h]` in [0, 1], in memory
     "The pictures of codes, as images of these classes."
-    model.eval()
+    model = unwrapped(model).eval()
     device = next(model.parameters()).device
     parts = zip(z.to(device).split(batch_size), y.to(device).split(batch_size))
     return torch.cat([to_unit(model.decode(a, **told(model, b))).cpu() for a, b in parts])
@@ -216,7 +223,7 @@ def swap_label(
     batch_size: int = 64, # at most so many at a time
 ) -> torch.Tensor:        # `[n, 3, h, h]` in [0, 1]
     "The images as other classes."
-    if not isinstance(model, ClassConditional): z = z + (means[new] - means[y]).to(z)
+    if not isinstance(unwrapped(model), ClassConditional): z = z + (means[new] - means[y]).to(z)
     return decode(model, z, new, batch_size)
 
 @torch.no_grad()
@@ -228,13 +235,13 @@ def between(
     batch_size: int = 64,                  # at most so many at a time
 ) -> torch.Tensor:                         # `[n, 3, h, h]` in [0, 1]
     "What lies between the images of each pair, codes and labels alike."
-    model.eval()
+    model = unwrapped(model).eval()
     middle = torch.lerp(*z, share)
     if not isinstance(model, ClassConditional): return decode(model, middle, y[0], batch_size)
-    told_of = lambda labels: model.tell[1](labels.to(middle.device))
+    told_of = lambda labels: model.tell[1](told(model, labels.to(middle.device))["y"])
     found = []
-    for code, told in zip(middle.split(batch_size), torch.lerp(*map(told_of, y), share).split(batch_size)):
-        scale, shift = told.chunk(2, 1)
+    for code, moved in zip(middle.split(batch_size), torch.lerp(*map(told_of, y), share).split(batch_size)):
+        scale, shift = moved.chunk(2, 1)
         found.append(to_unit(model.decoder[1:](model.decoder[0](code) * (1 + scale) + shift)).cpu())
     return torch.cat(found)
 

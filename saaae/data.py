@@ -6,14 +6,14 @@
 __all__ = ['CLONE', 'DATA', 'FULL', 'MAX_HEADER', 'RECIPE', 'Pictures', 'HEAD', 'IN_MEMORY', 'COLOUR_SPACES', 'SRGB_LEVELS',
            'TURNS', 'UPRIGHT', 'MIN_STD', 'N_CROPS', 'NO_PIXELS', 'NOT_MEANT', 'COMPANIONS', 'SPLITS', 'SPLIT',
            'clone_at', 'user_cache', 'DataError', 'check_split', 'atomic_file', 'atomic_write', 'tensors_sha256',
-           'save_tensors', 'check_header', 'read_tensors', 'read_shapes', 'read_weights', 'load_weights', 'room',
-           'Images', 'gather', 'cache_path', 'source_key', 'cache_header', 'write_cache', 'open_cache', 'load_cache',
-           'save_cache', 'read_cache', 'one_maker', 'cached', 'normalise', 'to_unit', 'srgb_transform', 'to_rgb',
-           'upright', 'png_without', 'readings', 'decode_image', 'read_image', 'box_weights', 'box_resize',
-           'load_photographs', 'random_crop', 'cut_crops', 'photos64', 'stl10_errors', 'resize_stl10', 'stl10',
-           'image_suffixes', 'find_files', 'split_name', 'by_folder', 'with_classes', 'find_images', 'split_folders',
-           'split_images', 'read_folder', 'folder_images', 'is_folder', 'load_images', 'stream_seed', 'batch_indices',
-           'batch_at', 'batches', 'label_batches', 'patch_mask', 'Corruption']
+           'save_tensors', 'check_header', 'read_tensors', 'read_shapes', 'read_weights', 'room', 'Images', 'gather',
+           'cache_path', 'source_key', 'cache_header', 'write_cache', 'open_cache', 'load_cache', 'save_cache',
+           'read_cache', 'one_maker', 'cached', 'normalise', 'to_unit', 'srgb_transform', 'to_rgb', 'upright',
+           'png_without', 'readings', 'decode_image', 'read_image', 'box_weights', 'box_resize', 'load_photographs',
+           'random_crop', 'cut_crops', 'photos64', 'stl10_errors', 'resize_stl10', 'stl10', 'image_suffixes',
+           'find_files', 'split_name', 'by_folder', 'with_classes', 'find_images', 'split_folders', 'split_images',
+           'read_folder', 'folder_images', 'is_folder', 'load_images', 'stream_seed', 'batch_indices', 'batch_at',
+           'batches', 'label_batches', 'patch_mask', 'Corruption']
 
 # %% ../nbs/00_data.ipynb #cell-02
 import csv, errno, fcntl, hashlib, io, itertools, json, math, os, re, tarfile, tempfile, warnings, zlib
@@ -160,10 +160,6 @@ def read_weights(
         weights[name] = t.to(kind)
         if not weights[name].isfinite().all(): raise DataError(f"{path} is refused: {name} is not finite.")
     return weights
-
-def load_weights(model: torch.nn.Module, path: str | Path) -> None:
-    "Give a model the weights of a file. Raises `DataError`, also for weights of another model."
-    model.load_state_dict(read_weights(path, model.state_dict()))
 
 # %% ../nbs/00_data.ipynb #cell-14
 def room(device: str | torch.device) -> float:

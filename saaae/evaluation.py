@@ -25,9 +25,10 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from torchvision.utils import make_grid
 
 from .data import DATA, DataError, Images, atomic_write, batch_at, batch_indices, patch_mask, stream_seed, to_unit
+from .models import PARALLEL, unwrapped
 from .processes import Share
 from .reparameterization import KL_KINDS, AnchoredGaussian, to_float64
-from .training import Config, objective, rewind_bank
+from .training import Config, check_labels, objective, rewind_bank
 
 # %% ../nbs/05_evaluation.ipynb #cell-05
 @dataclass(frozen=True)
@@ -137,7 +138,8 @@ def evaluate_images(
 ) -> pd.DataFrame:                       # one row an image, with its `group` (photograph) and the figures of the table above
     "Rebuild corrupted images, at most `batch_size` at a time, and measure each. Raises `DataError` if there are none."
     if not len(images): raise DataError(f"{images.name} has no images to measure.")
-    model.eval()
+    check_labels(cfg, images)
+    model = (model.module if isinstance(model, PARALLEL) else model).eval()  # which could not gather posteriors
     tables = []
     for part in corrupted_parts(images, cfg, hidden, model):
         told = dict(y=images.labels[part.at].to(part.x.device)) if cfg.classes else {}
@@ -195,7 +197,7 @@ def plot_grid(
     for name, model in models.items():  # the same noise for every model
         parts = corrupted_parts(chosen, cfg, model=model.eval())
         rows[name.upper()] = torch.cat([to_unit(rebuilt(model, part)[0]) for part in parts])
-    for model in models.values():
+    for model in map(unwrapped, models.values()):
         if not hasattr(model, "attention"): continue
         maps = [model.attention.map(model.typed(x)) for x in corrupted.split(cfg.batch_size)]
         rows["attention"] = overlay(to_unit(corrupted), torch.cat(maps))

@@ -15,9 +15,10 @@ import pandas as pd
 import safetensors.torch
 import torch
 
-from .data import DataError, Images, atomic_write, load_weights, stl10, stream_seed
+from .data import DataError, Images, atomic_write, stl10, stream_seed
 from .evaluation import evaluate
 from .masks import evaluation_masks
+from .models import load_weights
 from .training import Config, build_model, save_weights, train
 
 # %% ../nbs/11_protocol.ipynb #cell-05
@@ -39,7 +40,9 @@ def check_manifest(
     if not path.exists(): return atomic_write(path, (json.dumps(manifest, indent=1) + "\n").encode())
     theirs = json.loads(path.read_text())
     changed = [name for name in manifest if theirs.get(name) != manifest[name]]
-    if changed: raise DataError(f"{path} was made with other images ({', '.join(changed)}): choose another folder, or delete it.")
+    if changed:
+        what = f"{path} was made with other images ({', '.join(changed)})"
+        raise DataError(f"{what}: bring them back, or choose another folder.")
 
 def stl10_splits(
     folder: str | Path,      # where the manifest goes

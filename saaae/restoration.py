@@ -27,12 +27,12 @@ from PIL import Image
 from scipy.ndimage import median_filter
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from .data import DATA, DataError, Images, read_image, stream_seed, to_unit
+from .data import DataError, Images, read_image, stream_seed, to_unit
 from .evaluation import at_a_time, drawn_apart
 from .models import SAAAE
 from .reparameterization import to_float64
 from .statistics import Effect, effect
-from .training import ConfigError, check_field
+from .training import ConfigError, check_field, results_folder
 
 # %% ../nbs/14_restoration.ipynb #cell-05
 ROUNDING = 1 / 12 / 255**2  # mean squared error of rounding to 8 bits
@@ -330,7 +330,7 @@ def application_folder(
     for name, count in own.items():
         check_field(name, int, count)
         if count < 1: raise ConfigError(f"{name} must be at least 1, not {count}.")
-    return Path(out).resolve() if out else DATA.parent/"results"/"applications"
+    return Path(out).expanduser().resolve() if out else results_folder()/"applications"
 
 def spread(
     images: Images,

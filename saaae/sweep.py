@@ -17,7 +17,7 @@ from dask.distributed import Client, LocalCluster, as_completed
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from .data import DATA
+from .data import CLONE
 from .training import ConfigError
 from .variants import NEEDS, PRECISION, VARIANTS, run_path
 
@@ -34,7 +34,8 @@ def is_complete(
     theirs = json.loads((Path(folder)/"config.json").read_text())["config"]
     for name, value in given.items():
         if value is not None and name != "device" and theirs.get(name) != value:
-            raise ConfigError(f"{folder} was run with {name} = {theirs.get(name)!r}, not {value!r}: choose another folder, or delete it.")
+            was = theirs.get(name)
+            raise ConfigError(f"{folder} was run with {name} = {was!r}, not {value!r}: choose another folder.")
     return True
 
 def run_notebook(
@@ -58,7 +59,7 @@ def run_variant(
 ) -> None:
     "One run of the sweep: a notebook, executed into its folder."
     out = run_path(runs, variant, seed)/notebook
-    run_notebook(DATA.parent/"nbs"/notebook, out, dict(variant=variant, seed=seed, runs=str(runs)) | given)
+    run_notebook(CLONE/"nbs"/notebook, out, dict(variant=variant, seed=seed, runs=str(runs)) | given)
 
 # %% ../nbs/09_sweep.ipynb #cell-10
 def connect(

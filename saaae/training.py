@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'RANGES', 'WORDS', 'PRESETS', 'PACKAGES', 'CHECKPOINT', 'PREVIOUS', 'FINISHED', 'FORMAT', 'ConfigError',
-           'Config', 'check_field', 'check_device', 'configure', 'notebook_parameters', 'run_folder', 'make_model',
-           'blueprint', 'build_model', 'build_models', 'reuse_memory', 'compile_parts', 'float32_as', 'Learner',
-           'TrainingError', 'objective', 'draw_precision', 'multirate_objective', 'mask_stream', 'generator',
+           'Config', 'check_field', 'check_device', 'configure', 'notebook_parameters', 'results_folder', 'run_folder',
+           'make_model', 'blueprint', 'build_model', 'build_models', 'reuse_memory', 'compile_parts', 'float32_as',
+           'Learner', 'TrainingError', 'objective', 'draw_precision', 'multirate_objective', 'mask_stream', 'generator',
            'rewind_bank', 'train_epoch', 'git_state', 'describe_run', 'append_row', 'rows_until', 'cut_rows',
            'rows_sha256', 'save_checkpoint', 'differing', 'refuse_other', 'read_checkpoint', 'restore',
-           'load_checkpoint', 'read_config', 'sole', 'alone', 'refuse_whole_batch', 'start_run', 'open_run', 'kept',
-           'out_of_room', 'save_weights', 'train', 'load_run', 'finished_mark', 'is_finished', 'trained']
+           'load_checkpoint', 'read_config', 'sole', 'alone', 'refuse_whole_batch', 'check_labels', 'start_run',
+           'open_run', 'kept', 'out_of_room', 'save_weights', 'train', 'load_run', 'finished_mark', 'is_finished',
+           'trained']
 
 # %% ../nbs/04_training.ipynb #cell-02
 import ast, csv, ctypes, difflib, fcntl, hashlib, json, math, os, platform, socket, subprocess, sys, time
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -34,8 +36,14 @@ from tqdm import tqdm
 from . import __version__
 from .aims import AIMS, aim_weights
 from .attention import ATTENTION
-from .data import DATA, FULL, Corruption, DataError, Images, atomic_write, batch_at, batch_indices, load_weights, patch_mask, read_tensors, save_tensors, stream_seed
-from .models import GATES, PLACES, SAAAE, ClassConditional, Conditioned
+from saaae.data import (
+    CLONE, FULL, Corruption, DataError, Images, atomic_write, batch_at, batch_indices, patch_mask, read_tensors,
+    save_tensors, stream_seed,
+)
+from saaae.models import (
+    GATES, PARALLEL, PLACES, SAAAE, ClassConditional, Conditioned, copied, find_device, load_state, load_weights,
+    plain_state,
+)
 from .processes import ProcessError, Processes, join, whole_batch
 from .reparameterization import KL_KINDS, SCOPES, to_float64
 
@@ -156,8 +164,8 @@ def check_device(device: str) -> None:
         if device != "cuda": raise ConfigError(f"device must be cuda with several processes, each of which has its own, not {device!r}.")
         if not torch.cuda.is_available(): raise ConfigError("device: 'cuda' cannot be used: torch finds no CUDA device.")
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())  # which `cuda` then means
-    try: torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, ImportError) as e: raise ConfigError(f"device: {device!r} cannot be used: {str(e).splitlines()[0]}") from e
+    try: find_device(device)
+    except ValueError as e: raise ConfigError(str(e)) from e
 
 # %% ../nbs/04_training.ipynb #cell-11
 PRESETS = {
@@ -199,13 +207,17 @@ def notebook_parameters(
     return {name: namespace[name] for name in names}
 
 # %% ../nbs/04_training.ipynb #cell-15
+def results_folder() -> Path:
+    "Where results go without a folder of their own: `results` in the repository; without one, in the working folder."
+    return (CLONE or Path.cwd())/"results"
+
 def run_folder(
-    out: str | None,  # the parameter `out`
+    out: str | Path | None,  # the parameter `out`
     cfg: Config,
-) -> Path:            # absolute
-    "The folder of a run: `out`, or results/<preset> in the repository. Raises `ConfigError`."
-    if out is not None and not isinstance(out, str): raise ConfigError(f"out must be text, the path of a folder, not {out!r}.")
-    return Path(out).resolve() if out else DATA.parent/"results"/cfg.preset
+) -> Path:                   # absolute
+    "The folder of a run: `out`, or <preset> in `results_folder()`. Raises `ConfigError`."
+    if not isinstance(out, str | Path | None): raise ConfigError(f"out must be text, a folder's path, not {out!r}.")
+    return Path(os.path.expanduser(out)).resolve() if out else results_folder()/cfg.preset
 
 # %% ../nbs/04_training.ipynb #cell-19
 def make_model(cfg: Config) -> SAAAE:
@@ -270,9 +282,9 @@ class Learner:
         steps: int,  # optimiser steps of the whole run, for the schedule
     ):
         reuse_memory()
-        if cfg.compile: compile_parts(model, cfg)
-        self.model = model
-        self.optimizer = torch.optim.Adam(model.parameters(), cfg.lr, fused=True)
+        self.model = model.module if isinstance(model, PARALLEL) else model  # batches are shared out by `Processes`
+        if cfg.compile: compile_parts(self.model, cfg)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), cfg.lr, fused=True)
         schedules = torch.optim.lr_scheduler
         self.scheduler = (schedules.OneCycleLR(self.optimizer, cfg.lr, total_steps=steps) if cfg.schedule == "one-cycle"
                           else schedules.ConstantLR(self.optimizer, factor=1.))
@@ -280,14 +292,14 @@ class Learner:
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         "Tensors by name, and the rest as JSON."
         state = self.optimizer.state_dict()
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        tensors |= {f"optimizer.{i}.{k}": v for i, s in state["state"].items() for k, v in s.items()}
+        tensors = {f"model.{k}": v for k, v in plain_state(self.model).items()}
+        tensors |= copied({f"optimizer.{i}.{k}": v for i, s in state["state"].items() for k, v in s.items()})
         rest = dict(param_groups=state["param_groups"], scheduler=self.scheduler.state_dict())
-        return {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, rest
+        return tensors, rest
 
     def load(self, tensors: dict[str, torch.Tensor], rest: dict[str, Any]) -> None:
         "Go back to a state. Raises `RuntimeError` or `KeyError` if it is of another model."
-        self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        load_state(self.model, {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         state = {i: {} for i, _ in enumerate(self.model.parameters())}
         for name, v in tensors.items():
             if name.startswith("optimizer."): state[int(name.split(".")[1])][name.split(".")[2]] = v
@@ -407,8 +419,13 @@ PACKAGES = ("torch", "torchvision", "torchmetrics", "einops", "numpy", "pillow",
 
 def git_state() -> dict[str, Any]:
     "The commit of the repository, and whether its sources differ from it; `None` where there is no git."
-    git = lambda *args: subprocess.run(["git", "-C", DATA.parent, *args], capture_output=True, text=True, check=True).stdout.strip()
-    try: return dict(commit=git("rev-parse", "HEAD"), modified=bool(git("status", "--porcelain", "--", "nbs", "saaae", "data")))
+    def git(*args: str) -> str:
+        return subprocess.run(["git", "-C", CLONE, *args], capture_output=True, text=True, check=True).stdout.strip()
+    if not CLONE: return dict(commit=None, modified=None)
+    try:
+        git("ls-files", "--error-unmatch", "saaae/training.py")  # fails where another repository is around a copy
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", "nbs", "saaae", "data")
+        return dict(commit=commit, modified=bool(changes))
     except (OSError, subprocess.CalledProcessError): return dict(commit=None, modified=None)
 
 def describe_run(cfg: Config) -> dict[str, Any]:
@@ -428,7 +445,7 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 def rows_until(path: Path, epoch: int) -> bytes:
     "A CSV file without the rows after `epoch` and without a half-written last line; empty if it is not there. Raises `ValueError` if it is damaged."
     if not path.exists(): return b""
-    header, *lines = path.read_text().splitlines(keepends=True) or [""]
+    header, *lines = path.read_text("utf-8-sig").splitlines(keepends=True) or [""]
     column = header.strip().split(",").index("epoch")
     return (header + "".join(l for l in lines if l.endswith("\n") and int(l.split(",")[column]) <= epoch)).encode()
 
@@ -436,7 +453,8 @@ def cut_rows(path: Path, epoch: int) -> None:
     "Drop the rows after `epoch`, and a half-written last line. Raises `TrainingError` if the file is damaged."
     if not path.exists(): return
     try: rows = rows_until(path, epoch)
-    except (ValueError, IndexError) as e: raise TrainingError(f"{path} is damaged ({e}): delete {path.parent} or choose another folder (out) to start afresh.") from e
+    except (ValueError, IndexError) as e:
+        raise TrainingError(f"{path} is damaged ({e}): bring it back, or go on without it by moving it away.") from e
     atomic_write(path, rows)
 
 # %% ../nbs/04_training.ipynb #cell-37
@@ -468,44 +486,53 @@ def differing(theirs: dict[str, Any], cfg: Config) -> list[str]:
 def refuse_other(folder: Path, kind: str, theirs: dict[str, Any], cfg: Config, ignored: tuple[str, ...] = ()) -> None:
     "Raise `TrainingError` if the run in a folder is of another config, but for `ignored` fields."
     if wrong := [field for field in differing(theirs, cfg) if field.split()[0] not in ignored]:
-        raise TrainingError(f"{folder} holds {kind} with {'; '.join(wrong)}. Delete {folder} or choose another folder (out) to start afresh.")
+        raise TrainingError(f"{folder} holds {kind} with {'; '.join(wrong)}: choose another folder (out).")
 
 def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     "Tensors of a checkpoint and what is said about them. Raises `DataError`."
     tensors, about = read_tensors(path)
-    if (found := about.get("format")) != FORMAT: raise DataError(f"{path} is no checkpoint of format {FORMAT}, which this program writes, but {f'of {found}' if found else 'an older one'}.")
+    if (found := about.get("format")) != FORMAT:
+        other = f"of {found}" if found else "an older one"
+        raise DataError(f"{path} is no checkpoint of format {FORMAT}, which this program writes, but {other}.")
     return tensors, about
 
 def restore(file: Path, learners: dict[str, Learner], cfg: Config, images: str) -> int:
     "Put all models back to a checkpoint; returns its epoch. Raises `DataError` for a bad one, `TrainingError` for one of another run."
     tensors, about = read_checkpoint(file)
     missing = {"epoch", "config", "images", "learners", "metrics"} - set(about)
-    if missing or not (isinstance(about["config"], dict) and isinstance(about["learners"], dict)): raise DataError(f"{file} is no checkpoint of this program.")
+    if missing or not (isinstance(about["config"], dict) and isinstance(about["learners"], dict)):
+        raise DataError(f"{file} is no checkpoint of this program.")
     refuse_other(file.parent, "an unfinished run", about["config"], cfg)
-    if about["images"] != images: raise TrainingError(f"{file.parent} holds an unfinished run on other images. Bring those back, or delete {file.parent} or choose another folder (out) to start afresh.")
+    if about["images"] != images:
+        what = f"{file.parent} holds an unfinished run on other images"
+        raise TrainingError(f"{what}: bring them back, or choose another folder (out).")
     if set(about["learners"]) != set(learners): raise DataError(f"{file} is of other models: {', '.join(about['learners'])}.")
-    if about["epoch"] not in range(1, cfg.epochs + 1): raise DataError(f"{file} is of epoch {about['epoch']!r}, which this run does not have.")
+    if about["epoch"] not in range(1, cfg.epochs + 1):
+        raise DataError(f"{file} is of epoch {about['epoch']!r}, which this run does not have.")
     for name, learner in learners.items():
         own = {k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")}
         try: learner.load(own, about["learners"][name])
-        except (KeyError, ValueError, RuntimeError, TypeError, IndexError, AttributeError) as e: raise DataError(f"{file} is of another model than {name} here.") from e
+        except (KeyError, ValueError, RuntimeError, TypeError, IndexError, AttributeError) as e:
+            raise DataError(f"{file} is of another model than {name} here.") from e
     try: rows = rows_sha256(file.parent, about["epoch"])
     except (OSError, ValueError, IndexError): rows = None
-    if rows != about["metrics"]: raise DataError(f"{file.with_name('metrics.csv')} is damaged: its rows up to epoch {about['epoch']} are not those that were written.")
+    if rows != about["metrics"]:
+        table, last = file.with_name("metrics.csv"), about["epoch"]
+        raise DataError(f"{table} is damaged: its rows up to epoch {last} are not those that were written.")
     return about["epoch"]
 
 def load_checkpoint(path: Path, learners: dict[str, Learner], cfg: Config, images: str) -> int:
-    "Put all models back to a checkpoint, or to the one before it if it is bad; returns its epoch, 0 if there is none. Raises `TrainingError` if none is good or it is of another run."
-    folder, faults = path.parent, []
+    "Put all models back to the last good checkpoint; gives its epoch, or 0. Raises `TrainingError` if all are bad."
+    faults = []
     for file in (path, path.with_name(PREVIOUS)):
         if not os.path.lexists(file): continue
-        if file.is_dir(): raise TrainingError(f"{file} is a folder, where a checkpoint is to be: remove it.")
+        if file.is_dir(): raise TrainingError(f"{file} is a folder, where a checkpoint is to be: move it away.")
         try: epoch = restore(file, learners, cfg, images)
         except DataError as e: faults.append(str(e))
         else:
             if faults: print(f"{faults[0]} The previous checkpoint is used: {file}.")
             return epoch
-    if faults: raise TrainingError(f"{' '.join(faults)} Delete {folder} or choose another folder (out) to start afresh.")
+    if faults: raise TrainingError(f"{' '.join(faults)} Bring back what was there, or choose another folder (out).")
     return 0
 
 
@@ -514,10 +541,11 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     "The fields of the config of a run folder. Raises `TrainingError` if it cannot be read."
     path = Path(folder)/"config.json"
     try:
-        config = json.loads(path.read_text())["config"]
-        if isinstance(config, dict): return config
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e: raise TrainingError(f"{path} is damaged or no run's ({type(e).__name__}): delete {folder}, or choose another folder (out).") from e
-    raise TrainingError(f"{path} has no config: delete {folder}, or choose another folder (out).")
+        config = json.loads(path.read_text("utf-8-sig"))["config"]
+        return dict(config.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        what = f"{path} describes no run ({type(e).__name__})"
+        raise TrainingError(f"{what}: name the folder of a run, or choose another one (out).") from e
 
 @contextmanager
 def sole(folder: str | Path) -> Iterator[None]:
@@ -547,20 +575,33 @@ def alone(run: _Run) -> _Run:
     "`train`, with its folder held meanwhile by the process that writes; what stops one process stops all."
     @wraps(run)
     def held(models, images, cfg, folder, *args, **kwargs):
+        folder = Path(os.path.expanduser(folder))
         try:
             everyone = join(cfg.device)
             with everyone.together(), ExitStack() as holding:
                 everyone.from_main(lambda: holding.enter_context(sole(folder)))
                 return run(models, images, cfg, folder, *args, **kwargs)
         except ProcessError as e: raise TrainingError(str(e)) from e
-        except OSError as e: raise TrainingError(out_of_room(e, Path(folder))) from e
+        except OSError as e: raise TrainingError(out_of_room(e, folder)) from e
     return held
 
 def refuse_whole_batch(cfg: Config, models: Mapping[str, nn.Module]) -> None:
     "Raise `ConfigError` for what takes statistics over the whole batch, of which several processes have a share each."
     whole = [f"{k} {v!r}" for k, v in dict(scope="batch", decoder_variance="optimal", gate="shuffled_images").items() if getattr(cfg, k) == v]
     whole += [f"{name}'s {part}" for name, model in models.items() if (part := whole_batch(model))]
-    if whole: raise ConfigError(f"{' and '.join(whole)} cannot be computed by several processes, each of which sees a share of the batch: train on one.")
+    if whole:
+        what = " and ".join(whole)
+        raise ConfigError(f"{what} cannot be computed by several processes, which share batches out: train on one.")
+
+def check_labels(cfg: Config, images: Images) -> None:
+    "Raise `ConfigError` if a model is to be told classes that the images do not have."
+    if not cfg.classes or not len(images): return
+    low, high = map(int, images.labels.aminmax())
+    if low < 0:
+        without = f"{int((images.labels < 0).sum())} of its {len(images)} images have no label"
+        raise ConfigError(f"classes must be 0 for {images.name}, not {cfg.classes}: {without}.")
+    if high >= cfg.classes:
+        raise ConfigError(f"classes must be at least {high + 1} for {images.name}, not {cfg.classes}.")
 
 def start_run(folder: Path, learners: dict[str, Learner], cfg: Config, images: str) -> int:
     "Open a run folder: returns the epoch to go on from, with later rows dropped, or 0 with an earlier run's files removed. Raises `TrainingError`."
@@ -605,7 +646,7 @@ def out_of_room(e: OSError, folder: Path) -> str:
 
 def save_weights(model: nn.Module, path: Path) -> None:
     "A model's weights as safetensors."
-    save_tensors(path, {k: v.cpu().contiguous() for k, v in model.state_dict().items()})
+    save_tensors(path, plain_state(model))
 
 # %% ../nbs/04_training.ipynb #cell-40
 @alone
@@ -622,8 +663,9 @@ def train(
     "Train the models and leave metrics, config and weights in `folder`; goes on from a checkpoint. Raises `TrainingError`."
     folder, images, everyone = Path(folder), images.to(cfg.device), join(cfg.device)
     if everyone.count > 1: refuse_whole_batch(cfg, models)
-    if cfg.classes and len(images) and cfg.classes <= images.labels.max(): raise ConfigError(f"classes must be at least {int(images.labels.max()) + 1} for {images.name}, not {cfg.classes}.")
-    if not len(images): raise TrainingError(f"{images.name} has no images to train on: choose another dataset or a larger train_images.")
+    check_labels(cfg, images)
+    if not len(images):
+        raise TrainingError(f"{images.name} has no images to train on: choose another dataset, or more train_images.")
     steps = cfg.epochs * math.ceil(len(images) / cfg.batch_size)
     learners = {name: Learner(model, cfg, steps) for name, model in models.items()}
     done, digest = open_run(folder, learners, images, cfg, everyone)
@@ -664,33 +706,43 @@ def load_run(
     folder: str | Path,     # a finished run's
     device: str = "auto",   # where to put the models
 ) -> tuple[Config, dict[str, SAAAE]]:
-    "The config and the trained models of a run folder. Raises `TrainingError` if it holds none."
-    folder = Path(folder)
-    paths = sorted((p for p in folder.glob("*.safetensors") if p.name not in (CHECKPOINT, PREVIOUS)), reverse=True)  # vae first
+    "The config and the trained models of a run folder. Raises `TrainingError`, and `ValueError` for the device."
+    folder = Path(os.path.expanduser(folder))
+    paths = [path for path in folder.glob("*.safetensors") if path.name not in (CHECKPOINT, PREVIOUS)]
     if not paths: raise TrainingError(f"{folder} holds no trained model: weights are not in git, the run makes them again.")
-    try: cfg = configure(**read_config(folder) | dict(device=device))
+    place, config = find_device(device), read_config(folder)
+    if place.type != "cuda" and config.get("arithmetic") == "tf32": config["arithmetic"] = "float32"  # training is over
+    try: cfg = configure(**config | dict(device=str(place)))
     except ConfigError as e: raise TrainingError(f"{folder/'config.json'} is not of this version: {e}") from e
+    paths.sort(reverse=True)  # vae first
     models = {path.stem: build_models(cfg)["vae"] if path.stem == "vae" else build_model(cfg) for path in paths}
     for path in paths:
         try: load_weights(models[path.stem], path)
-        except DataError as e: raise TrainingError(f"{e} Train the run again, or take its files from where they came.") from e
+        except DataError as e:
+            changed = "a model that was changed before its training opens it with saaae.models.load_weights"
+            raise TrainingError(f"{e} Take the file from where it came; {changed}.") from e
     return cfg, models
 
 # %% ../nbs/04_training.ipynb #cell-46
 def finished_mark(folder: Path, images: Images) -> str:
     "What `trained` leaves when it is done: hashes of the images and of metrics.csv, each with its name."
-    metrics = folder/"metrics.csv"
-    return f"{images.sha256()}  images\n{hashlib.sha256(metrics.read_bytes()).hexdigest() if metrics.is_file() else 'none'}  metrics.csv\n"
+    metrics, digest = folder/"metrics.csv", "none"
+    if metrics.is_file():  # whatever marks and line ends an editor gave it
+        digest = hashlib.sha256(metrics.read_bytes().removeprefix(BOM_UTF8).replace(b"\r\n", b"\n")).hexdigest()
+    return f"{images.sha256()}  images\n{digest}  metrics.csv\n"
 
 def is_finished(folder: Path, images: Images, cfg: Config) -> bool:
     "Whether a folder holds the finished run of a config on these images, on any device. Raises `TrainingError` if it holds another one, or a changed one."
     if not os.path.lexists(folder/FINISHED): return False
     refuse_other(folder, "a finished run", read_config(folder), cfg, ("device",))
     try: mark, said = finished_mark(folder, images), (folder/FINISHED).read_bytes().decode(errors="replace")
-    except OSError as e: raise TrainingError(f"{folder/FINISHED} cannot be read ({e.strerror}): delete {folder} or choose another folder (out) to train again.") from e
+    except OSError as e:
+        what = f"{folder/FINISHED} cannot be read ({e.strerror})"
+        raise TrainingError(f"{what}: see to it, or choose another folder (out).") from e
     if said == mark.split()[0]: return True  # as it was before metrics were in it
     if other := [line.split()[1] for line in mark.splitlines() if line not in said.splitlines()]:
-        raise TrainingError(f"{folder} holds a finished run with other {' and '.join(other)}: bring them back, or delete {folder} or choose another folder (out) to train again.")
+        what = f"{folder} holds a finished run with other {' and '.join(other)}"
+        raise TrainingError(f"{what}: bring that back, or choose another folder (out).")
     return True
 
 def trained(
@@ -701,21 +753,22 @@ def trained(
     evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,  # as for `train`
 ) -> bool:                            # whether training was needed
     "Train the models in place, or give them the weights of a finished run of the same config and images. Raises `TrainingError`."
-    folder, weights = Path(folder), {name: Path(folder)/f"{name}.safetensors" for name in models}
+    folder = Path(os.path.expanduser(folder))
+    weights = {name: folder/f"{name}.safetensors" for name in models}
     def found() -> dict[str, dict[str, torch.Tensor]] | None:
         "The weights of a finished run; `None`: there is none."
         if not is_finished(folder, images, cfg) or not all(path.exists() for path in weights.values()): return None
         try:
             for name, path in weights.items(): load_weights(models[name], path)
-            return {name: model.state_dict() for name, model in models.items()}
-        except DataError as e: raise TrainingError(f"{e} Delete {folder} to train again.") from e
+            return {name: plain_state(model) for name, model in models.items()}
+        except DataError as e: raise TrainingError(f"{e} Bring the file back, or choose another folder (out).") from e
     try:
         everyone = join(cfg.device)
         states = everyone.from_main(found)
     except ProcessError as e: raise TrainingError(str(e)) from e
     if states:
         if not everyone.main:
-            for name, model in models.items(): model.load_state_dict(states[name])
+            for name, model in models.items(): load_state(model, states[name])
         return False
     train(models, images, cfg, folder, evaluate)
     if everyone.main:

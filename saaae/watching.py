@@ -42,7 +42,7 @@ def whole_rows(
     whole = written[:written.rfind(b"\n") + 1]
     if whole.count(b"\n") < 2: raise NothingYet(f"{folder} has not finished an epoch yet.")
     try:
-        header, *lines = csv.reader(whole.decode().splitlines())
+        header, *lines = csv.reader(whole.decode("utf-8-sig").splitlines())
         if len(set(header)) < len(header): raise ValueError("a column twice")
         rows = pd.DataFrame(lines, columns=header)
         return rows[["model"]].join(rows.drop(columns="model").replace("", "nan").astype(float).astype(dict(epoch=int)))
@@ -54,7 +54,7 @@ def find_runs(
 ) -> tuple[list[Path], list[str]]:            # folders, there or not; the patterns that match nothing
     "The run folders that are meant."
     found, unmatched = [], []
-    for pattern in map(str, patterns if isinstance(patterns, list | tuple) else [patterns]):
+    for pattern in map(os.path.expanduser, map(str, patterns if isinstance(patterns, list | tuple) else [patterns])):
         literal = Path(pattern).is_dir() or not any(c in pattern for c in "*?[")
         matches = [pattern] if literal else sorted(p for p in glob.glob(pattern) if Path(p).is_dir())
         found += [Path(p) for p in matches]
@@ -283,7 +283,8 @@ def tracking(
     check_tracker(name)
     if name is None or not join(cfg.device).main: yield None; return  # of several processes one writes
     from accelerate import Accelerator  # only here: it is an extra
-    folder, done = Path(folder), resumed_epoch(folder)
+    folder = Path(os.path.expanduser(folder))
+    done = resumed_epoch(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not done:
         for path in (folder/"tensorboard").rglob("events.out.tfevents.*"): path.unlink()  # of an earlier run

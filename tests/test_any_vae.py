@@ -8,7 +8,6 @@ import torch
 from conftest import ROOT, papermill, rows
 from torch.distributions import Normal, kl_divergence
 
-import saaae.anchor
 from saaae.anchor import ANCHOR, anchor, anchored, read_gate
 from saaae.data import normalise, photos64, read_tensors, save_tensors
 from saaae.models import VAE
@@ -229,8 +228,7 @@ def test_hub_calls(x, tmp_path, monkeypatch):
         return str(sent / filename)
 
     monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
-    monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", download)
-    monkeypatch.setattr(saaae.anchor, "hf_hub_download", download)
+    monkeypatch.setattr("saaae.models.hf_hub_download", download)
     gated = anchor(VAE(32, 2, 4)).eval()
     gated.push_to_hub("somebody/anchored")
     assert {p.name for p in sent.iterdir()} == {"README.md", "config.json", "model.safetensors", ANCHOR}

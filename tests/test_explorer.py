@@ -163,7 +163,6 @@ def test_save_and_reproduce(explorer, tmp_path):
     with pytest.raises(ExploreError, match="differently"): reproduce(kept, PAIR)
 
 def test_an_unknown_pair_is_refused_at_once(monkeypatch):
-    from huggingface_hub import ModelHubMixin
-    monkeypatch.setattr(ModelHubMixin, "from_pretrained", lambda *a, **k: pytest.fail("The Hub was asked."))
+    monkeypatch.setattr("saaae.models.hf_hub_download", lambda *a, **k: pytest.fail("The Hub was asked."))
     for name in ("photos65", "./runs/none", "no/such/run"):
         with pytest.raises(ExploreError, match="neither"): load_pair(name)

@@ -110,7 +110,7 @@ def test_a_folder_of_another_config_is_refused(tmp_path, images, state):
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     with pytest.raises(TrainingError) as refused: quietly(images, tmp_path, replace(CFG, lr=1e-3, beta=2))
     said = sentence(refused)
-    assert "beta = 1.0, not 2; lr = 0.002, not 0.001" in said and "Delete" in said and str(tmp_path) in said
+    assert "beta = 1.0, not 2; lr = 0.002, not 0.001" in said and "choose another folder" in said and str(tmp_path) in said
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
 
 
@@ -221,7 +221,7 @@ def test_two_bad_checkpoints_are_refused(tmp_path, images):
     metrics = (tmp_path / "metrics.csv").read_bytes()
     with pytest.raises(TrainingError) as refused: quietly(images, tmp_path)
     said = sentence(refused)
-    assert f"{tmp_path / CHECKPOINT} is damaged: its content is not what was written." in said and f"{tmp_path / PREVIOUS} is empty." in said and "Delete" in said
+    assert f"{tmp_path / CHECKPOINT} is damaged: its content is not what was written." in said and f"{tmp_path / PREVIOUS} is empty." in said and "choose another folder" in said
     assert (tmp_path / "metrics.csv").read_bytes() == metrics
 
 
