@@ -21,8 +21,8 @@ NOTEBOOK := SAAAE_image_mask-linear.ipynb
 PAPERMILL := $(BIN)/papermill -k python3 --no-progress-bar --log-level ERROR --stdout-file /dev/stdout
 # JupyterLab refuses to run as root unless told; containers often are.
 JUPYTER := $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root)
-# Threads that wait give up their core sooner: no slower on an idle machine, far less slowed down by other work on a busy one.
-export GOMP_SPINCOUNT ?= 10000
+# Threads that wait sleep: beside other work a run is several times faster so, on an idle machine as fast.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: reproduce evidence verdict precision applications models bench full test test-slow explore watch docs lab export readme
 

@@ -9,7 +9,6 @@ __all__ = ['RUN', 'ERRORS', 'CommandError', 'model_folder', 'described', 'open_m
 # %% ../nbs/17b_commands.ipynb #cell-02
 import argparse, inspect, json, re, sys
 from ast import literal_eval
-from contextlib import redirect_stdout
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -63,8 +62,8 @@ def open_models(
     try:
         if folder.resolve().parent != PRETRAINED.resolve(): return load_run(folder)
         cfg = configure(**config | dict(device="auto"))
-        with redirect_stdout(None):  # the mixin prints that it loads
-            return cfg, {kind.__name__.lower(): kind.from_pretrained(folder.resolve().name).to(cfg.device).eval() for kind in (VAE, SAAAE)}
+        name = folder.resolve().name
+        return cfg, {kind.__name__.lower(): kind.from_pretrained(name, device=cfg.device) for kind in (VAE, SAAAE)}
     except (safetensors.SafetensorError, KeyError) as e: raise CommandError(f"The weights in {folder} cannot be read: {e}.") from e
     except RuntimeError as e:
         if isinstance(e, TrainingError): raise

@@ -21,7 +21,10 @@ import torch
 from einops import rearrange
 from PIL import Image
 
-from .data import DataError, Images, atomic_write, load_images, normalise, read_image, read_tensors, save_tensors
+from saaae.data import (
+    DataError, Images, atomic_write, find_files, image_suffixes, load_images, normalise, read_image, read_tensors,
+    save_tensors,
+)
 from .models import SAAAE, plain_state, unwrapped
 from .reparameterization import at_least_float32
 from .training import CHECKPOINT, PREVIOUS, Config, ConfigError, TrainingError, blueprint, build_model, configure, load_run
@@ -396,9 +399,10 @@ def convert_folder(
     if not source.is_dir(): raise CodecError(f"IN_FOLDER {source} is not a folder.")
     if out == source or out.exists() and not out.is_dir(): raise CodecError(f"OUT_FOLDER must be a folder other than IN_FOLDER: {out}.")
     if rate_bits is not None and not 0 < rate_bits < math.inf: raise CodecError(f"--rate must be a number of bits above 0, not {rate_bits:g}.")
-    files = sorted(p for p in source.rglob("*") if p.is_file() and out not in p.parents
-                   and not any(part[0] == "." or part == "__MACOSX" for part in p.relative_to(source).parts))
-    if not files: raise CodecError(f"IN_FOLDER {source} holds no files.")
+    files, left = find_files(source, image_suffixes() if encodes else {SUFFIX})
+    files = [path for path in files if out not in path.parents]
+    for line in left: print(line, file=sys.stderr)
+    if not files: raise CodecError(f"IN_FOLDER {source} holds no {'images' if encodes else f'{SUFFIX} files'}.")
     codec, refused, written = load_codec(model), 0, 0
     for path in files:
         name = path.relative_to(source)

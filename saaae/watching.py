@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from .data import DataError
 from .evaluation import COLOURS
 from .processes import join
-from .training import CHECKPOINT, PREVIOUS, Config, ConfigError, read_checkpoint
+from .training import CHECKPOINT, PREVIOUS, Config, ConfigError, read_checkpoint, results_folder
 
 # %% ../nbs/19_watching.ipynb #cell-06
 class NothingYet(ValueError):

@@ -66,12 +66,14 @@ def test_any_image_there_and_back_in_other_processes(tmp_path, run):
 
 def test_refused_files_are_named_and_the_rest_goes_on(tmp_path, run):
     pictures(tmp_path / "in")
-    (tmp_path / "in" / "deep" / "notes.txt").write_text("no image")
+    (tmp_path / "in" / "deep" / "notes.png").write_text("no image")
+    (tmp_path / "in" / "raw.cr2").write_text("not read")
     (tmp_path / "in" / "half.png").write_bytes((tmp_path / "in" / "a.png").read_bytes()[:900])
     done = command("encode", tmp_path / "in", tmp_path / "bytes", "--model", run, "--rate", "60")
     assert done.returncode == 1
     refused = [line for line in done.stderr.splitlines() if line.startswith("refused")]
-    assert len(refused) == 2 and "deep/notes.txt" in refused[0] + refused[1] and "half.png" in refused[0] + refused[1]
+    assert len(refused) == 2 and "deep/notes.png" in refused[0] + refused[1] and "half.png" in refused[0] + refused[1]
+    assert "1 .cr2" in done.stderr
     streams = sorted(p for p in (tmp_path / "bytes").rglob("*") if p.is_file())
     assert len(streams) == 9 and "9 of 11" in done.stdout
     for p in streams:
@@ -92,7 +94,7 @@ def test_refused_files_are_named_and_the_rest_goes_on(tmp_path, run):
 def test_what_cannot_begin_is_refused(tmp_path, run):
     (tmp_path / "empty").mkdir(), (tmp_path / "in").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "in" / "a.png")
-    for source, out, model, reason in (("empty", "out", run, "holds no files"), ("nowhere", "out", run, "is not a folder"), ("in", "in", run, "other than IN_FOLDER"),
+    for source, out, model, reason in (("empty", "out", run, "holds no images"), ("nowhere", "out", run, "is not a folder"), ("in", "in", run, "other than IN_FOLDER"),
                                        ("in", "out", tmp_path / "nothing", "neither a codec file"), ("in", "out", tmp_path / "in" / "a.png", "no safetensors file")):
         done = command("encode", tmp_path / source, tmp_path / out, "--model", model)
         assert done.returncode != 0 and reason in done.stderr and "Traceback" not in done.stderr and not (tmp_path / "out").exists(), done.stderr
