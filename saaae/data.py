@@ -11,9 +11,9 @@ __all__ = ['CLONE', 'DATA', 'FULL', 'MAX_HEADER', 'RECIPE', 'Pictures', 'HEAD', 
            'read_cache', 'one_maker', 'cached', 'normalise', 'to_unit', 'srgb_transform', 'to_rgb', 'upright',
            'png_without', 'readings', 'decode_image', 'read_image', 'box_weights', 'box_resize', 'load_photographs',
            'random_crop', 'cut_crops', 'photos64', 'stl10_errors', 'resize_stl10', 'stl10', 'image_suffixes',
-           'find_files', 'split_name', 'by_folder', 'with_classes', 'find_images', 'split_folders', 'split_images',
-           'read_folder', 'folder_images', 'is_folder', 'load_images', 'stream_seed', 'batch_indices', 'batch_at',
-           'batches', 'label_batches', 'patch_mask', 'Corruption']
+           'find_files', 'split_name', 'by_folder', 'with_classes', 'warn_of', 'find_images', 'split_folders',
+           'split_images', 'read_folder', 'folder_images', 'is_folder', 'load_images', 'stream_seed', 'batch_indices',
+           'batch_at', 'batches', 'label_batches', 'patch_mask', 'Corruption']
 
 # %% ../nbs/00_data.ipynb #cell-02
 import csv, errno, fcntl, hashlib, io, itertools, json, math, os, re, tarfile, tempfile, warnings, zlib
@@ -711,10 +711,14 @@ def with_classes(root: Path, files: list[Path]) -> list[tuple[Path, str]]:
         found = by_folder(root, files)
     return [(path, path.relative_to(root).parts[0] if path.parent != root else "images") for path in files]
 
+def warn_of(left: list[str]) -> None:
+    "One warning of what is left out; names in no encoding are written so that they can be shown."
+    if left: warnings.warn(os.fsencode("\n".join(left)).decode(errors="backslashreplace"), stacklevel=3)
+
 def find_images(root: Path) -> list[tuple[Path, str]]:
     "The image files under a folder, sorted, each with its class. Warns of what is left out."
     files, left = find_files(root, image_suffixes())
-    if left: warnings.warn("\n".join(left), stacklevel=2)
+    warn_of(left)
     return with_classes(root, files)
 
 # %% ../nbs/00_data.ipynb #new-splits
@@ -792,7 +796,7 @@ def folder_images(
     images, about = cached(cache_path(root, split, size), key, make)
     skipped = about["skipped"]
     if skipped: left = [f"{len(skipped)} of {len(files)} files skipped:", *skipped, *left]
-    if left: warnings.warn("\n".join(left), stacklevel=2)
+    warn_of(left)
     if split == "train" and not files and kept:
         several = "one image, which is" if kept == 1 else f"{kept} images, which are"
         raise DataError(f"{root} has {several} kept for the test: training needs others.")
