@@ -206,7 +206,7 @@ def plot_grid(
     fig.get_layout_engine().set(h_pad=.01, hspace=0)
     for ax, (name, row) in zip(axes[:, 0], rows.items()):
         grid = make_grid(row.float().clamp(0, 1).cpu(), len(chosen), padding=2, pad_value=1)
-        ax.imshow(grid.permute(1, 2, 0), interpolation="nearest")
+        ax.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
         ax.set_ylabel(name, rotation=0, ha="right", va="center")
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
