@@ -266,7 +266,7 @@ CASES = [*(dict(gate=g) for g in GATES), dict(scope="batch"), dict(noise_std=.3)
 
 @pytest.mark.parametrize("more", CASES, ids=str)
 def test_figures_do_not_depend_on_the_batch_size(more, images):
-    "Give or take float32's rounding, which another shape of the same sum changes; 6 numbers fill no block of its draws."
+    "Give or take float32's rounding in sums of another shape; 6 numbers fill no block of the generator's."
     found = {}
     for size in (256, 16, 3, 1):
         cfg = replace(CFG, batch_size=size, **more)
