@@ -52,7 +52,7 @@ def run_variant(
     out = run_path(folder, variant, seed)/notebook
     run_notebook(CLONE/"nbs"/notebook, out, dict(variant=variant, seed=seed, out=str(folder)) | given)
 
-# %% ../nbs/09_sweep.ipynb #2b703fee
+# %% ../nbs/09_sweep.ipynb #e2ad0221
 def preset_fields(preset: str) -> dict[str, Any]:
     "The config of a preset on a CPU, as JSON has it."
     return json.loads(json.dumps(asdict(configure(preset, device="cpu"))))
@@ -156,7 +156,7 @@ def sweep(
     for (variant, seed), why in failed.items(): print(f"FAILED {variant} seed {seed}: {why}")
     return failed
 
-# %% ../nbs/09_sweep.ipynb #2a35a9e6
+# %% ../nbs/09_sweep.ipynb #2886a945
 def sweep_grid(
     variants: list[str] | None = None,  # `None`: all
     seeds: int | list[int] = 6,         # how many, from 0; or which
@@ -167,7 +167,7 @@ def sweep_grid(
         if v not in VARIANTS | PRECISION: raise ConfigError(f"variants: {v!r} is none of {', '.join(VARIANTS | PRECISION)}.")
     return [(v, s) for s in (range(seeds) if isinstance(seeds, int) else seeds) for v in sorted(variants, key=lambda v: v in NEEDS)]
 
-# %% ../nbs/09_sweep.ipynb #ef6cd398
+# %% ../nbs/09_sweep.ipynb #9ad85024
 TABLES = {  # of an experiment -> the file of each run that it joins
     "evidence": dict(runs="evaluation", photographs="photographs", curves="metrics", speed="speed", removal="removal",
                      sensitivity="sensitivity"),
