@@ -399,7 +399,7 @@ def srgb_transform(
     moved = np.asarray(ImageCms.applyTransform(colours, transform), int) - np.asarray(colours.convert("RGB"), int)
     return transform if abs(moved).max() > SRGB_LEVELS else None
 
-# %% ../nbs/00_data.ipynb #cell-27
+# %% ../nbs/00_data.ipynb #new-torgb
 def to_rgb(
     image: Image.Image,  # as Pillow opens it, loaded
 ) -> Image.Image:        # RGB, 8 bits
@@ -422,7 +422,7 @@ def to_rgb(
     image.info.clear()  # which told of the file, and no longer holds
     return image
 
-# %% ../nbs/00_data.ipynb #cell-29
+# %% ../nbs/00_data.ipynb #new-damaged
 TURNS = Image.Transpose
 UPRIGHT = {2: TURNS.FLIP_LEFT_RIGHT, 3: TURNS.ROTATE_180, 4: TURNS.FLIP_TOP_BOTTOM, 5: TURNS.TRANSPOSE,
            6: TURNS.ROTATE_270, 7: TURNS.TRANSVERSE, 8: TURNS.ROTATE_90}  # by EXIF's orientation
@@ -455,7 +455,7 @@ def readings(source: Path | str | bytes) -> Iterator[Path | str | io.BytesIO]:
         content = head + f.read()
     for kept in ((b"iCCP", b"eXIf"), ()): yield io.BytesIO(png_without(content, kept))
 
-# %% ../nbs/00_data.ipynb #cell-30
+# %% ../nbs/00_data.ipynb #new-reader
 def decode_image(
     content: Path | str | io.BytesIO,
     most: int | None,  # pixels
@@ -483,7 +483,7 @@ def read_image(
     if isinstance(why, UnidentifiedImageError): said = "it has no format that Pillow knows"
     raise DataError(f"{where} cannot be read as an image: {said}") from why
 
-# %% ../nbs/00_data.ipynb #cell-33
+# %% ../nbs/00_data.ipynb #cell-29
 def box_weights(
     source: int,  # pixels in
     size: int,    # pixels out, at most `source`
@@ -502,7 +502,7 @@ def box_resize(
     sums = (weights @ crops.astype(np.float64) @ weights.T).astype(np.int64)  # below 2**53, so the float sums are exact
     return ((2 * sums + s * s) // (2 * s * s)).astype(np.uint8)
 
-# %% ../nbs/00_data.ipynb #cell-37
+# %% ../nbs/00_data.ipynb #cell-33
 def load_photographs(
     root: Path,  # the folder with `photographs.csv`
     split: str,  # train or test
@@ -518,7 +518,7 @@ def load_photographs(
         photographs.append(rearrange(pixels, "h w c -> c h w"))
     return rows, photographs
 
-# %% ../nbs/00_data.ipynb #cell-40
+# %% ../nbs/00_data.ipynb #cell-36
 MIN_STD = 12  # grey levels over all values of a crop; fewer is a blank wall
 
 def random_crop(
@@ -537,7 +537,7 @@ def random_crop(
     y, x = (h - short) // 2, (w - short) // 2
     return box_resize(photograph[:, y:y+short, x:x+short], size)
 
-# %% ../nbs/00_data.ipynb #cell-43
+# %% ../nbs/00_data.ipynb #cell-39
 N_CROPS = {"train": 5000, "test": 1000}  # as many as STL-10's train split
 
 def cut_crops(
@@ -552,7 +552,7 @@ def cut_crops(
     crops = ((random_crop(photographs[g], size, rng), classes.index(rows[g]["class"]), g) for g in (i % len(rows) for i in range(n)))
     return dict(classes=classes, name=f"photos64 {split}"), crops
 
-# %% ../nbs/00_data.ipynb #cell-45
+# %% ../nbs/00_data.ipynb #cell-41
 def photos64(
     split: str = "train",       # train or test
     n: int | None = None,       # how many crops; `None`: 5,000 or 1,000
@@ -578,7 +578,7 @@ def photos64(
                             f"the files in {root} or the version of numpy are at fault.")
     return images
 
-# %% ../nbs/00_data.ipynb #cell-54
+# %% ../nbs/00_data.ipynb #cell-50
 class _STL10(datasets.STL10):
     "torchvision's STL10, which also takes files of one's own in its layout, where no official archive is beside them."
     def _check_integrity(self) -> bool:
@@ -604,7 +604,7 @@ class _STL10(datasets.STL10):
         fits = self.split == "unlabeled" or labels.exists() and labels.stat().st_size == n
         return "" if fits else f"{labels} does not fit {images.name}"
 
-# %% ../nbs/00_data.ipynb #cell-55
+# %% ../nbs/00_data.ipynb #new-stl10
 @contextmanager
 def stl10_errors(root: Path) -> Iterator[None]:
     "Turn what can go wrong with a download, an archive or a disk into one sentence with its remedy."
@@ -645,7 +645,7 @@ def stl10(
     make = lambda: resize_stl10(root, split, size)
     with stl10_errors(root): return cached(root/f"{split}_{size}.safetensors", "", make, needed=True)[0]
 
-# %% ../nbs/00_data.ipynb #cell-64
+# %% ../nbs/00_data.ipynb #cell-59
 NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow knows their names, or has another program read them
 NOT_MEANT = {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found"}
 COMPANIONS = {"readme", "license", "icon\r", *(f".{suffix}" for suffix in """
@@ -685,7 +685,7 @@ def find_files(
     kinds = ", ".join(f"{n} {kind}" for kind, n in others.most_common(6)) + ", ..." * (len(others) > 6)
     return sorted(files), left + [f"Left out for their suffix in {root}: {kinds}."] * bool(others)
 
-# %% ../nbs/00_data.ipynb #cell-66
+# %% ../nbs/00_data.ipynb #new-layout
 SPLITS = dict(train="train", training="train", val="val", valid="val", validation="val", dev="val",
               test="test", testing="test")
 SPLIT = re.compile(rf"(?:(.+)[ _-])?({'|'.join(SPLITS)})[ _-]?(?:\d+|set|images|data|[a-z])?", re.I)  # also testA
@@ -717,7 +717,7 @@ def find_images(root: Path) -> list[tuple[Path, str]]:
     if left: warnings.warn("\n".join(left), stacklevel=2)
     return with_classes(root, files)
 
-# %% ../nbs/00_data.ipynb #cell-67
+# %% ../nbs/00_data.ipynb #new-splits
 def split_folders(root: Path, folders: Iterable[str]) -> dict[str, str]:
     "Each split's folder, if one is to train on and one is held out; else none. Raises `DataError` for two of a split."
     found = defaultdict(lambda: defaultdict(list))
@@ -757,7 +757,7 @@ def split_images(
     if drawn["train"] and not drawn["test"]: drawn["test"].append(drawn["train"].pop())  # a handful: the last one
     return drawn, left
 
-# %% ../nbs/00_data.ipynb #cell-70
+# %% ../nbs/00_data.ipynb #new-folder
 def read_folder(
     files: list[tuple[Path, str]],  # with each one's class
     classes: list[str],
@@ -799,7 +799,7 @@ def folder_images(
     if not len(images): raise DataError(f"{root} has no readable image for the split {split}.")
     return images
 
-# %% ../nbs/00_data.ipynb #cell-73
+# %% ../nbs/00_data.ipynb #cell-62
 def is_folder(path: str | Path) -> bool:
     "Whether a folder is there; also for what can be no path."
     try: return Path(path).is_dir()
@@ -817,7 +817,7 @@ def load_images(
     if not is_folder(dataset): raise DataError(f"dataset: {dataset[:200]!r} is neither photos64 nor stl10 nor a folder.")
     return folder_images(dataset, split, size).first(n)
 
-# %% ../nbs/00_data.ipynb #cell-76
+# %% ../nbs/00_data.ipynb #cell-65
 def stream_seed(
     seed: int,     # the run's seed
     stream: str,   # what the numbers are for
@@ -826,7 +826,7 @@ def stream_seed(
     "A seed of its own for each purpose and epoch (the head of a SHA-256)."
     return int.from_bytes(hashlib.sha256(f"{seed}/{stream}/{epoch}".encode()).digest()[:8]) >> 1
 
-# %% ../nbs/00_data.ipynb #cell-79
+# %% ../nbs/00_data.ipynb #cell-68
 def batch_indices(
     images: Images,
     batch_size: int,              # the last batch may be smaller
@@ -866,7 +866,7 @@ def label_batches(
     "The labels of the same batches."
     for index in batch_indices(images, batch_size, seed, epoch): yield images.labels[index.to(images.labels.device)]
 
-# %% ../nbs/00_data.ipynb #cell-82
+# %% ../nbs/00_data.ipynb #cell-71
 def patch_mask(
     corners: torch.Tensor,  # int `[b, patches, 2]`, top-left (row, column)
     patch_size: int,        # side of a patch in pixels

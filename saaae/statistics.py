@@ -214,7 +214,7 @@ def better_mse(runs: pd.DataFrame, photographs: pd.DataFrame) -> Claim:
                  stated, counted, effects, "rate_distortion.png",
                  "Held-out images; the gap is to the VAE's curve over beta at the same exact rate.")
 
-# %% ../nbs/10_statistics.ipynb #cell-22
+# %% ../nbs/10_statistics.ipynb #claims-1
 def attention_helps(runs: pd.DataFrame, photographs: pd.DataFrame) -> Claim:
     "It is attention that helps."
     controls = ("constant", "matched", "learned", "random", "shuffled_dimensions", "shuffled_images")
@@ -242,7 +242,7 @@ def better_loss(runs: pd.DataFrame, beta: float = 1.) -> Claim:
     return Claim("Better KL + MSE", decided, stated, counted, effects, "differences.png",
                  "Nats an image, squared error on [-1, 1]; exact is the KL of what is sampled.")
 
-# %% ../nbs/10_statistics.ipynb #cell-23
+# %% ../nbs/10_statistics.ipynb #claims-2
 def faster(
     runs: pd.DataFrame,
     curves: pd.DataFrame,
@@ -280,7 +280,7 @@ def masked_recovery(runs: pd.DataFrame, photographs: pd.DataFrame) -> Claim:
                  "Mean squared error of a value in [0, 1] inside the masks; "
                  "the last six sizes and shapes were never trained on.")
 
-# %% ../nbs/10_statistics.ipynb #cell-24
+# %% ../nbs/10_statistics.ipynb #claims-3
 def selective_kl(runs: pd.DataFrame) -> Claim:
     "A KL decoupled from the anchors is better."
     stated, at_rate = "MSE, decoupled minus full KL", "MSE at matched rate, {} minus the VAE".format
@@ -297,7 +297,7 @@ def selective_kl(runs: pd.DataFrame) -> Claim:
                  stated, counted, effects, "gaps.png",
                  "The KL weighted by the gate, as the published text says (the published run charged the full KL).")
 
-# %% ../nbs/10_statistics.ipynb #cell-25
+# %% ../nbs/10_statistics.ipynb #claims-4
 def verdict(
     runs: pd.DataFrame,
     photographs: pd.DataFrame,
@@ -312,7 +312,7 @@ def verdict(
             better_loss(runs), faster(runs, curves, threshold, epoch_seconds, steps),
             masked_recovery(runs, photographs), selective_kl(runs)]
 
-# %% ../nbs/10_statistics.ipynb #cell-26
+# %% ../nbs/10_statistics.ipynb #cell-22
 def verdict_table(claims: list[Claim]) -> pd.DataFrame:
     "One row an effect."
     return pd.DataFrame([dict(claim=c.claim, verdict=c.verdict, effect=name, **vars(e), figure=c.figure)

@@ -53,7 +53,7 @@ def run_variant(
     out = run_path(folder, variant, seed)/notebook
     run_notebook(CLONE/"nbs"/notebook, out, dict(variant=variant, seed=seed, out=str(folder)) | given)
 
-# %% ../nbs/09_sweep.ipynb #cell-09
+# %% ../nbs/09_sweep.ipynb #tables-2
 def preset_fields(preset: str) -> dict[str, Any]:
     "The config of a preset on a CPU, as JSON has it."
     return json.loads(json.dumps(asdict(configure(preset, device="cpu"))))
@@ -108,7 +108,7 @@ def refuse_other(
         if value is not None and name != "device" and theirs.get(name) != value:
             raise ConfigError(f"It was run with {name} = {theirs.get(name)!r}, not {value!r}: choose another folder.")
 
-# %% ../nbs/09_sweep.ipynb #cell-12
+# %% ../nbs/09_sweep.ipynb #cell-10
 def connect(
     workers: int = 2,              # local processes, one thread each
     scheduler: str | None = None,  # tcp://host:port or a scheduler file of a running Dask cluster; `None`: local processes
@@ -116,7 +116,8 @@ def connect(
     "A Dask client, on this machine or a cluster."
     logging.getLogger("distributed.nanny").setLevel("ERROR")  # that a worker is slow to leave is no news
     if scheduler: return Client(scheduler_file=scheduler) if Path(scheduler).is_file() else Client(scheduler)
-    return Client(LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, memory_limit=0))
+    own = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, memory_limit=0)
+    return Client(own)
 
 def with_weights(
     missing: list[tuple[str, int]],
@@ -157,7 +158,7 @@ def sweep(
     for (variant, seed), why in failed.items(): print(f"FAILED {variant} seed {seed}: {why}")
     return failed
 
-# %% ../nbs/09_sweep.ipynb #cell-15
+# %% ../nbs/09_sweep.ipynb #cell-13
 def sweep_grid(
     variants: list[str] | None = None,  # `None`: all
     seeds: int | list[int] = 6,         # how many, from 0; or which
@@ -168,11 +169,11 @@ def sweep_grid(
         if v not in VARIANTS | PRECISION: raise ConfigError(f"variants: {v!r} is none of {', '.join(VARIANTS | PRECISION)}.")
     return [(v, s) for s in (range(seeds) if isinstance(seeds, int) else seeds) for v in sorted(variants, key=lambda v: v in NEEDS)]
 
-# %% ../nbs/09_sweep.ipynb #cell-18
-NOTEBOOKS = {"evidence": "variant.ipynb", "precision": "precision_run.ipynb"}  # of a run
-TABLES = {  # of an experiment -> the file of each run that it joins; the first one has its results
-    "evidence": dict(runs="evaluation", photographs="photographs", curves="metrics", speed="speed", removal="removal",
-                     sensitivity="sensitivity"),
+# %% ../nbs/09_sweep.ipynb #tables-4
+NOTEBOOKS = {"evidence": "variant.ipynb", "precision": "precision_run.ipynb"}  # one a run
+TABLES = {  # of an experiment -> the file of each run that it joins
+    "evidence": dict(runs="evaluation", photographs="photographs", curves="metrics", speed="speed",
+                     removal="removal", sensitivity="sensitivity"),
     "precision": dict(rates="evaluation", regions="regions", maps="maps", curves="metrics", speed="speed"),
 }
 
@@ -199,7 +200,7 @@ def join_runs(
         atomic_write(path, table.to_csv(index=False).encode())
     atomic_write(folder/"runs.jsonl", "".join(json.dumps(line) + "\n" for line in made.values()).encode())
 
-# %% ../nbs/09_sweep.ipynb #cell-21
+# %% ../nbs/09_sweep.ipynb #tables-7
 def compare_rows(
     table: pd.DataFrame,  # rows of a run in a table, as text
     again: pd.DataFrame,  # the same, run again
@@ -235,7 +236,7 @@ def run_again(
         run_variant(name, seed, scratch, given, notebook=NOTEBOOKS[experiment])
         refuse_other(describe_variant(scratch, name, seed), run_config(line))
 
-# %% ../nbs/09_sweep.ipynb #cell-22
+# %% ../nbs/09_sweep.ipynb #tables-8
 def check_run(
     experiment: str,                  # of `TABLES`
     variant: str,
@@ -259,6 +260,7 @@ def check_run(
                 errors = figures.difference[figures.figure.str.startswith("mse")].max()
             print(f"{name}.csv: {same:,} of {len(figures):,} figures are equal to the bit.")
             equal &= same == len(figures)
-    beyond = f"{'within' if errors <= tolerance else 'beyond'} the tolerance of {tolerance:.0%}"
-    print(f"{variant}, seed {seed}: " + ("equal to the bit." if equal else f"errors differ by at most {errors:.2g}, {beyond}."))
+    where = f"{'within' if errors <= tolerance else 'beyond'} the tolerance of {tolerance:.0%}"
+    says = "equal to the bit" if equal else f"errors differ by at most {errors:.2g}, {where}"
+    print(f"{variant}, seed {seed}: {says}.")
     return bool(errors <= tolerance)

@@ -96,7 +96,7 @@ TRIED = ("tempered_attention", "tempered_precision", "tempered_growing", "temper
          "conditioned_attention", "finetuned_decoder", "spatial_regions_masked", "spatial_matched_edges")  # no goal rests on them: three seeds are enough
 NEEDS = {"constant": "saaae", "finetuned_decoder": "vae_beta_0.25"}  # a variant whose config or start comes from another's results
 
-# %% ../nbs/08_variants.ipynb #cell-06
+# %% ../nbs/08_variants.ipynb #config-1
 def variant_config(
     variant: str,
     seed: int,
@@ -132,10 +132,10 @@ def trained_gate(
     if gate.empty: raise ConfigError(f"constant needs the finished run of saaae with seed {seed} in {folder}.")
     return gate.item()
 
-# %% ../nbs/08_variants.ipynb #cell-13
+# %% ../nbs/08_variants.ipynb #cell-12
 TEMPERATURES = (.1, .2, .35, .5, .7, 1., 1.4, 2., 3., 4.5, 7., 10., 14., 20.)
 
-# %% ../nbs/08_variants.ipynb #cell-16
+# %% ../nbs/08_variants.ipynb #cell-15
 @torch.no_grad()
 def active_units(
     model: SAAAE,
@@ -149,7 +149,7 @@ def active_units(
         with part.drawing: means.append(model.posterior(part.corrupted, part.noise).mode())
     return int((torch.cat(means).var(0) > .01).sum())
 
-# %% ../nbs/08_variants.ipynb #cell-19
+# %% ../nbs/08_variants.ipynb #cell-18
 @torch.no_grad()
 def fitted_rate(
     model: SAAAE,
@@ -171,7 +171,7 @@ def fitted_rate(
     nats = ((variance + (mu - centre)**2) / spread - 1 + spread.log() - variance.log()) / 2
     return nats.sum(1).mean().item() / math.log(2)
 
-# %% ../nbs/08_variants.ipynb #cell-23
+# %% ../nbs/08_variants.ipynb #cell-22
 def sliced_wasserstein(
     a: torch.Tensor,  # `[n, d]`
     b: torch.Tensor,  # `[n, d]`
@@ -204,7 +204,7 @@ def prior_distance(
         pairs.append((torch.cat([to_unit(model.decode(some)) for some in z.split(cfg.batch_size)]), to_unit(x)))
     return patch_distance(*map(torch.cat, zip(*pairs)))
 
-# %% ../nbs/08_variants.ipynb #cell-27
+# %% ../nbs/08_variants.ipynb #cell-26
 def evaluate_run(
     model: SAAAE,
     train: Images,

@@ -80,7 +80,7 @@ def read_runs(
         tables.append(rows.assign(curve=rows.model.map(label), run=str(folder)))
     return pd.concat(tables[1:] or tables, ignore_index=True), said
 
-# %% ../nbs/19_watching.ipynb #cell-13
+# %% ../nbs/19_watching.ipynb #cell-12
 PANELS = {"mse": "MSE (SSE an image, [0, 1])", "train_loss": "training loss an image", "rate_bits": "rate (bits an image)"}
 
 def colour(i: int, name: str) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def png(fig: Figure) -> bytes:
     fig.savefig(file, dpi=90)
     return file.getvalue()
 
-# %% ../nbs/19_watching.ipynb #cell-18
+# %% ../nbs/19_watching.ipynb #cell-17
 PNG_END = b"IEND\xaeB`\x82"
 
 def newest_grid(
@@ -166,7 +166,7 @@ def newest_grid(
                 break
     return newest[1:]
 
-# %% ../nbs/19_watching.ipynb #cell-21
+# %% ../nbs/19_watching.ipynb #cell-20
 class View:
     "Runs that are followed: `refresh()` looks once, `start()` again and again until `stop()`. `box` is what to display."
     def __init__(
@@ -232,7 +232,7 @@ class View:
         if self.task: self.task.cancel()
         self.task, self.button.description = None, "Follow"
 
-# %% ../nbs/19_watching.ipynb #cell-22
+# %% ../nbs/19_watching.ipynb #cell-21
 def watch(
     runs: str | Path | list[str | Path],     # folders or patterns
     every: float = 2.,                       # seconds between two looks
@@ -254,7 +254,7 @@ def watch(
     path, image = newest_grid(folders)
     if path: print(path); display(Image(image))
 
-# %% ../nbs/19_watching.ipynb #cell-26
+# %% ../nbs/19_watching.ipynb #cell-25
 TRACKERS = ("tensorboard", "wandb")
 
 def check_tracker(
