@@ -102,7 +102,7 @@ def rebuilt(
     model: nn.Module,
     part: Part,
     sample: bool = True,   # `False`: decode the mode of the posterior
-    **told: torch.Tensor,  # more that the model takes: the labels y
+    **told: Any,           # more that the model takes: the labels y, the precision t
 ) -> tuple[torch.Tensor, AnchoredGaussian]:  # x_hat `[b, 3, h, h]` in [-1, 1], and what it was decoded from
     "What a model makes of images, with their share of the batch's noise."
     with part.drawing: return model(part.corrupted, part.noise, sample, **told)
@@ -135,6 +135,7 @@ def evaluate_images(
     sample: bool = True,                 # `False`: decode the mode of the posterior
     ssim: bool = True,                   # `False`: leave SSIM, which takes most of the time, NaN
     hidden: torch.Tensor | None = None,  # masks of one's own, bool `[n, 1, h, h]`; `None`: as the config says
+    **given: Any,                        # more that the model takes: the precision t
 ) -> pd.DataFrame:                       # one row an image, with its `group` (photograph) and the figures of the table above
     "Rebuild corrupted images, at most `batch_size` at a time, and measure each. Raises `DataError` if there are none."
     if not len(images): raise DataError(f"{images.name} has no images to measure.")
@@ -143,7 +144,7 @@ def evaluate_images(
     tables = []
     for part in corrupted_parts(images, cfg, hidden, model):
         told = dict(y=images.labels[part.at].to(part.x.device)) if cfg.classes else {}
-        with part.x.device: figures = figures_of(*rebuilt(model, part, sample, **told), part, cfg, ssim)
+        with part.x.device: figures = figures_of(*rebuilt(model, part, sample, **given | told), part, cfg, ssim)
         tables.append(pd.DataFrame({name: to_float64(v).numpy() for name, v in figures.items()}))
     return pd.concat(tables, ignore_index=True).assign(group=images.groups.numpy())
 
@@ -154,9 +155,10 @@ def evaluate(
     sample: bool = True,                 # `False`: decode the mode of the posterior
     ssim: bool = True,                   # `False`: leave SSIM, which takes most of the time, NaN
     hidden: torch.Tensor | None = None,  # masks of one's own, bool `[n, 1, h, h]`; `None`: as the config says
+    **given: Any,                        # more that the model takes: the precision t
 ) -> dict[str, float]:                   # the figures of the table above
     "Reconstruct corrupted images and measure them against the clean ones: means over the images."
-    return average(evaluate_images(model, images, cfg, sample, ssim, hidden), images.size, cfg)
+    return average(evaluate_images(model, images, cfg, sample, ssim, hidden, **given), images.size, cfg)
 
 # %% ../nbs/05_evaluation.ipynb #cell-09
 def average(

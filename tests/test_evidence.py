@@ -5,6 +5,10 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import ROOT, papermill, rows
+from saaae import sweep
+from saaae.sweep import check_run, complete_runs, run_config
+from saaae.training import ConfigError, configure
+from saaae.variants import VARIANTS, run_path, trained_gate, variant_config
 
 TOY = dict(variants=["vae", "saaae", "constant"], seeds=2, epochs=2, width=2, train_images=40, test_images=40, batch_size=20, device="cpu")
 EVIDENCE = ROOT / "results" / "evidence"
@@ -19,6 +23,10 @@ def toy(tmp_path_factory):
     return out, run
 
 
+def lines_of(out):
+    return [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+
+
 def runs_of(out):
     return {f"{p.parent.parent.name}/{p.parent.name}": p.read_bytes() for p in sorted(out.glob("runs/*/*/evaluation.csv"))}
 
@@ -31,41 +39,78 @@ def test_sweep(toy):
     test = {(r["variant"], r["seed"]): r for r in rows(out / "runs.csv") if r["evaluation"] == "test"}
     gate = json.loads((out / "runs/constant/seed_1/config.json").read_text())["config"]["gate_value"]
     assert float(test["saaae", "1"]["gate_mean"]) == pytest.approx(gate, rel=1e-6)  # the control has the method's mean gate
+    assert {(line["variant"], line["seed"]) for line in lines_of(out)} == {(v, int(s)) for v, s in test}
     assert len(set(runs_of(out).values())) == 6
 
 
 def test_sweep_goes_on(toy, tmp_path):
-    "A deleted run comes back with the same numbers, complete ones are left alone, one of another config is reported and stops nothing."
+    "A run without its line in runs.jsonl comes back with the same numbers, others are left alone whether their folders are here or not, one of another config is reported."
     out = shutil.copytree(toy[0], tmp_path / "again")
-    shutil.rmtree(out / "runs/vae/seed_1")
+    for run in ("vae/seed_0", "vae/seed_1", "saaae/seed_0", "constant/seed_1"): shutil.rmtree(out / "runs" / run)
+    lines = (out / "runs.jsonl").read_text().splitlines(keepends=True)
+    missing = [line for line in lines if re.search(r'"(vae|constant)", "seed": 1,', line)]
+    (out / "runs.jsonl").write_text("".join(line for line in lines if line not in missing))
     left = {p: p.stat().st_mtime_ns for p in out.glob("runs/*/*/evaluation.csv")}
     config = out / "runs/constant/seed_0/config.json"
     config.write_text(config.read_text().replace('"epochs": 2', '"epochs": 9'))
     run = papermill("evidence.ipynb", out, **TOY)
+    assert len(missing) == 2 and len(left) == 2
     assert run.returncode != 0 and "Some runs failed: constant seed 0" in run.stderr and "was run with epochs = 9, not 2" in run.stderr
-    assert runs_of(out) == runs_of(toy[0])
+    assert runs_of(out) == {name: own for name, own in runs_of(toy[0]).items() if name not in ("vae/seed_0", "saaae/seed_0")}
     assert {p: p.stat().st_mtime_ns for p in left} == left
-    for name in ("metrics.csv", "photographs.csv", "removal.csv"):
-        assert (out / "runs/vae/seed_1" / name).read_bytes() == (toy[0] / "runs/vae/seed_1" / name).read_bytes()
-    assert (out / "runs.csv").read_bytes() == (toy[0] / "runs.csv").read_bytes()
+    for name in ("runs", "photographs", "curves", "removal", "sensitivity"):
+        assert (out / f"{name}.csv").read_bytes() == (toy[0] / f"{name}.csv").read_bytes()
+
+
+def test_a_clone_has_no_run_to_do(toy, tmp_path):
+    "Tables alone are complete; the control that needs another run's gate finds it in them."
+    out = shutil.copytree(toy[0], tmp_path / "clone", ignore=shutil.ignore_patterns("runs"))
+    run = papermill("evidence.ipynb", out, **TOY)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "6 of 6 runs are complete" in run.stdout and not (out / "runs").exists()
+    for path in (*out.glob("*.csv"), out / "runs.jsonl", out / "config.json"): assert path.read_bytes() == (toy[0] / path.name).read_bytes()
+    gate, = (line["config"]["gate_value"] for line in lines_of(out) if (line["variant"], line["seed"]) == ("constant", 1))
+    assert trained_gate(out, 1) == gate
+
+
+def test_check_runs_a_run_again(toy, tmp_path, capsys, monkeypatch):
+    "Equal to the bit here; an error beyond the tolerance is said, and told apart from one within it."
+    out = shutil.copytree(toy[0], tmp_path / "tables", ignore=shutil.ignore_patterns("runs"))
+    assert check_run("evidence", "constant", 1, out)
+    said = capsys.readouterr().out
+    assert "constant, seed 1: equal to the bit." in said and re.search(r"test +mse ([\d.]+) +\1 +0\.0", said)
+
+    def copy(variant, seed, folder, given, notebook): shutil.copytree(run_path(toy[0], variant, seed), run_path(folder, variant, seed))
+    monkeypatch.setattr(sweep, "run_variant", copy)
+    table = (out / "runs.csv").read_text()
+    line, = (l for l in table.splitlines() if l.startswith("constant,1,test,"))
+    v, s, name, mse, *others = line.split(",")
+    for factor, within, words in ((1.03, True, "within the tolerance of 5%"), (1.1, False, "beyond the tolerance of 5%")):
+        (out / "runs.csv").write_text(table.replace(line, ",".join([v, s, name, str(factor * float(mse)), *others])))
+        assert check_run("evidence", "constant", 1, out) is within
+        assert words in capsys.readouterr().out
+    (out / "runs.jsonl").write_text((out / "runs.jsonl").read_text().replace('"epochs": 2', '"epochs": 3'))
+    with pytest.raises(ConfigError, match="was run with epochs = 2, not 3"): check_run("evidence", "constant", 1, out)
+    with pytest.raises(ConfigError, match="has no vae with seed 7"): check_run("evidence", "vae", 7, out)
 
 
 SWEEP = """
 import sys
 from saaae.sweep import connect, sweep, sweep_grid
 if __name__ == "__main__":
-    with connect(1) as client: sweep(client, sweep_grid(["vae"], 1), sys.argv[1], dict(width=2, train_images=40, test_images=20, epochs=100_000, device="cpu"))
+    with connect(1) as client:
+        sweep(client, sweep_grid(["vae"], 1), sys.argv[1], dict(width=2, train_images=40, test_images=20, epochs=100_000, device="cpu"))
 """
 
 
 def test_a_killed_sweep_leaves_nothing_running(tmp_path):
     (tmp_path / "sweep.py").write_text(SWEEP)
-    sweep = subprocess.Popen([sys.executable, tmp_path / "sweep.py", tmp_path / "runs"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    process = subprocess.Popen([sys.executable, tmp_path / "sweep.py", tmp_path], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                              env=dict(os.environ, PYTHONPATH=str(ROOT)))
-    while not (tmp_path / "runs/vae/seed_0/metrics.csv").exists() and sweep.poll() is None: time.sleep(.2)
-    below = psutil.Process(sweep.pid).children(recursive=True)
+    while not (tmp_path / "runs/vae/seed_0/metrics.csv").exists() and process.poll() is None: time.sleep(.2)
+    below = psutil.Process(process.pid).children(recursive=True)
     assert any("ipykernel_launcher" in " ".join(p.cmdline()) for p in below)
-    sweep.kill()
+    process.kill()
     assert psutil.wait_procs(below, timeout=600)[1] == []
 
 
@@ -101,18 +146,15 @@ def test_committed_masks_are_those_of_the_results():
     for sha, name in lines: assert hashlib.sha256((ROOT / name).read_bytes()).hexdigest() == sha
 
 
-def test_committed_tables_are_the_runs():
-    "Every figure of runs.csv is that of a committed run folder, and every variant has six seeds or more."
-    seen = {}
-    for r in rows(EVIDENCE / "runs.csv"): seen.setdefault((r["variant"], r["seed"]), []).append(r)
-    folders = {(p.parent.parent.name, p.parent.name[5:]): p for p in EVIDENCE.glob("runs/*/*/evaluation.csv")}
-    assert set(seen) == set(folders)
-    for name, path in folders.items():
-        assert json.loads(path.with_name("config.json").read_text())["git"]["modified"] is False
-        for mine, theirs in zip(seen[name], rows(path), strict=True):
-            assert mine["evaluation"] == theirs["evaluation"]
-            for column in ("mse", "rate_bits", "mse_pixel_hidden"): assert float(mine[column]) == pytest.approx(float(theirs[column]), rel=1e-6)
-    assert min(sum(v == variant for v, _ in seen) for variant, _ in seen) >= 6
+def test_committed_tables_say_what_made_them():
+    "Every run was made from a clean checkout with the config that its variant has now, and every variant has six seeds or more."
+    lines, runs = complete_runs(EVIDENCE), {(r["variant"], int(r["seed"])) for r in rows(EVIDENCE / "runs.csv")}
+    assert set(lines) == runs and {v for v, _ in runs} == set(VARIANTS)
+    for name in ("photographs", "curves", "speed"): assert {(r["variant"], int(r["seed"])) for r in rows(EVIDENCE / f"{name}.csv")} == runs
+    for (variant, seed), line in lines.items():
+        assert line["git"]["modified"] is False and len(line["git"]["commit"]) == 40
+        assert configure(**run_config(line)) == variant_config(variant, seed, EVIDENCE, device="cpu")
+    assert min(sum(v == variant for v, _ in runs) for variant, _ in runs) >= 6
 
 
 def test_committed_verdict_follows_from_the_committed_tables(tmp_path):

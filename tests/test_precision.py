@@ -3,7 +3,9 @@ import csv, json, math, re, shutil
 
 import pytest
 from conftest import ROOT, papermill, rows
-from saaae.variants import PRECISION, TRIED
+from saaae.sweep import complete_runs, run_config
+from saaae.training import configure
+from saaae.variants import PRECISION, TRIED, variant_config
 
 RESULTS = ROOT / "results" / "precision"
 TOY = dict(variants=["vae", "tempered", "conditioned", "spatial_regions", "spatial_attention_edges"], seeds=2, epochs=1, width=2, train_images=20,
@@ -57,20 +59,19 @@ def test_known_answer(tmp_path):
     assert goals.count("**no**") == 3  # two seeds decide nothing in favour
 
 
-def test_committed_tables_are_the_runs():
-    "Every row of rates.csv is one of a committed run, trained from a clean checkout: six seeds of each variant, three of those that are only tried."
-    table, seen = rows(RESULTS / "rates.csv"), {}
-    for r in table: seen.setdefault((r["variant"], r["seed"]), []).append(r)
-    folders = {(p.parent.parent.name, p.parent.name[5:]): p for p in RESULTS.glob("runs/*/*/evaluation.csv")}
-    assert set(seen) == set(folders) == {(v, str(s)) for v in PRECISION for s in range(3 if v in TRIED else 6)}
-    for name, path in folders.items():
-        assert json.loads(path.with_name("config.json").read_text())["git"]["modified"] is False
-        for mine, theirs in zip(seen[name], rows(path), strict=True):
-            for column in ("value", "rate_bits", "mse"): assert float(mine[column]) == pytest.approx(float(theirs[column]), rel=1e-6)
+def test_committed_tables_say_what_made_them():
+    "Every run was made from a clean checkout with the config that its variant has now: six seeds of each variant, three of those that are only tried."
+    lines, expected = complete_runs(RESULTS), {(v, s) for v in PRECISION for s in range(3 if v in TRIED else 6)}
+    assert set(lines) == expected
+    for name in ("rates", "curves", "speed"): assert {(r["variant"], int(r["seed"])) for r in rows(RESULTS / f"{name}.csv")} == expected
+    for (variant, seed), line in lines.items():
+        assert line["git"]["modified"] is False and len(line["git"]["commit"]) == 40
+        assert configure(**run_config(line)) == variant_config(variant, seed, RESULTS, device="cpu")
 
 
-def test_committed_goals_follow_from_the_committed_runs(tmp_path):
-    shutil.copytree(RESULTS / "runs", tmp_path / "runs")
+def test_committed_goals_follow_from_the_committed_tables(tmp_path):
+    for path in (RESULTS / "runs.jsonl", *RESULTS.glob("*.csv")): shutil.copy(path, tmp_path)
     run = papermill("precision.ipynb", tmp_path)
     assert run.returncode == 0, run.stderr[-3000:]
-    for name in ("goals.md", "tries.md"): assert (tmp_path / name).read_text() == (RESULTS / name).read_text()
+    for path in (RESULTS / "runs.jsonl", RESULTS / "goals.md", RESULTS / "tries.md", *RESULTS.glob("*.csv")):
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes()
