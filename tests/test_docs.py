@@ -93,8 +93,9 @@ def test_what_is_said_of_pythae_is_so():
     assert count(pythae.samplers, pythae.samplers.BaseSampler) == 10 and "ten samplers" in text
 
 def test_every_module_has_a_page(site):
-    modules = {p.stem for p in (ROOT/"saaae").glob("*.py") if p.stem[0] != "_"}
-    assert not [m for m in modules if f'id="saaae.{m}' not in re.sub("module-", "", (site/f"api/{m}.html").read_text(encoding="utf-8"))]
+    modules = {p.stem: ".".join(p.relative_to(ROOT).with_suffix("").parts) for p in (ROOT/"saaae").rglob("[!_]*.py")}
+    text = {m: (site/f"api/{m}.html").read_text(encoding="utf-8").replace("module-", "") for m in modules}
+    assert [m for m, name in modules.items() if f'id="{name}' not in text[m]] == []
 
 @pytest.mark.parametrize("page", PAGES)
 def test_code_runs(page, tmp_path, monkeypatch):

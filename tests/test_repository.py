@@ -43,8 +43,9 @@ def test_export_check_can_fail(copy):
 
 
 def test_no_module_without_a_notebook():
-    exported = {re.search(r"default_exp (\w+)", n.read_text())[1] for n in ROOT.glob("nbs/[0-9]*.ipynb")}
-    assert {p.stem for p in ROOT.glob("saaae/*.py")} == exported | {"__init__", "_modidx"}
+    exported = [re.search(r"default_exp ([\w.]+)", n.read_text()) for n in ROOT.glob("nbs/**/*.ipynb")]
+    written = {p.relative_to(ROOT / "saaae").with_suffix("") for p in ROOT.glob("saaae/**/*.py")}
+    assert {".".join(p.parts) for p in written if p.name[0] != "_"} == {found[1] for found in exported if found}
 
 
 def test_notebooks_are_clean(copy):

@@ -8,6 +8,7 @@ from typing import Any, Callable, Union, get_args, get_origin
 import pytest
 
 ROOT = Path(__file__).parent.parent
+MODULES = [m.name for m in pkgutil.walk_packages([str(ROOT / "saaae")], "saaae.") if not m.ispkg and "._" not in m.name]
 USED = """
 import torch
 from saaae.anchor import anchor
@@ -60,9 +61,9 @@ def fits(value, kind):
     return isinstance(value, get_origin(kind) or kind)
 
 
-@pytest.mark.parametrize("name", [m.name for m in pkgutil.iter_modules([str(ROOT / "saaae")]) if m.name[0] != "_"])
+@pytest.mark.parametrize("name", MODULES)
 def test_public_signatures_are_typed(name):
-    module, wrong = importlib.import_module(f"saaae.{name}"), []
+    module, wrong = importlib.import_module(name), []
     for where, f in functions(module):
         signature = inspect.signature(f, eval_str=True)
         said = {p.name: p.annotation for p in signature.parameters.values() if p.name not in ("self", "cls")}
