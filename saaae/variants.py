@@ -22,10 +22,11 @@ from torch.nn.functional import avg_pool2d
 from .data import Images, atomic_write, batches, stream_seed, to_unit
 from .evaluation import average, corrupted_parts, evaluate, evaluate_images
 from .faithfulness import randomised, removal_curves, sensitivity
+from .lab.controls import LabConfig, configure
 from .masks import KINDS, evaluation_masks
 from .models import SAAAE
 from .reparameterization import AnchoredGaussian, to_float64
-from .training import Config, ConfigError, configure
+from .training import ConfigError
 
 # %% ../nbs/08_variants.ipynb #cell-05
 VARIANTS = {
@@ -101,8 +102,8 @@ def variant_config(
     seed: int,
     runs: Path,              # the folder of all runs, one folder a variant and seed
     preset: str = "evidence",
-    **given: Any,            # fields of `Config`, the same for every variant
-) -> Config:
+    **given: Any,            # fields of `LabConfig`, the same for every variant
+) -> LabConfig:
     "The config of a variant. Raises `ConfigError` for another name, or if a run that it needs is missing."
     known = VARIANTS | PRECISION
     if variant not in known: raise ConfigError(f"variant must be one of {', '.join(known)}, not {variant!r}.")
@@ -148,7 +149,7 @@ class Tempered(nn.Module):
 def active_units(
     model: SAAAE,
     images: Images,
-    cfg: Config,
+    cfg: LabConfig,
     hidden: torch.Tensor | None = None,  # masks, bool `[n, 1, h, h]`; `None`: as the config says
 ) -> int:
     "How many latent dimensions depend on the image."
@@ -163,7 +164,7 @@ def fitted_rate(
     model: SAAAE,
     train: Images,                       # to fit the prior on
     test: Images,                        # to code
-    cfg: Config,
+    cfg: LabConfig,
     hidden: torch.Tensor | None = None,  # masks for both, bool `[n, 1, h, h]`; `None`: as the config says
 ) -> float:                              # bits an image
     "What the code of a held-out image costs with a diagonal Gaussian prior fitted to the codes of training images."
@@ -202,7 +203,7 @@ def patch_distance(
 def prior_distance(
     model: SAAAE,
     images: Images,  # held-out
-    cfg: Config,
+    cfg: LabConfig,
 ) -> float:
     "Distance of as many samples from the prior from the images."
     model.eval()
@@ -217,7 +218,7 @@ def evaluate_run(
     model: SAAAE,
     train: Images,
     test: Images,
-    cfg: Config,
+    cfg: LabConfig,
 ) -> dict[str, pd.DataFrame]:  # evaluation, photographs, removal, sensitivity
     "Measure a trained variant."
     seen, fresh = train.first(min(len(train), len(test))), replace(cfg, noise_bank=False)
