@@ -246,7 +246,7 @@ def encoder_of(
     name = type(vae).__name__
     if not isinstance(vae, nn.Module): raise TypeError(f"{name} is not a torch module.")
     part = vae.encoder if hasattr(vae, "set_encoder") and hasattr(vae, "model_config") else vae
-    if hasattr(part, "anchor") or isinstance(vae, SAAAE) and vae.gate != "off": raise TypeError(f"{name} has a gate (or something named anchor) already.")
+    if hasattr(part, "anchor") or isinstance(vae, SAAAE): raise TypeError(f"{name} has a gate (or something named anchor) already.")
     if part is vae and not any(hasattr(type(vae), method) for method in ("posterior", "encode")):
         raise TypeError(f"{name} needs a method encode(x) -> (mu, logvar), or diffusers' or pythae's interface.")
     return part

@@ -27,10 +27,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from .data import Images, batches, load_images, open_cache, write_cache
+from .lab.controls import LabConfig, configure
 from .lab.one_page import SAAAE, Attention, loss, noise_gate, step
-from saaae.training import (
-    Config, Learner, build_model, build_models, configure, float32_as, generator, mask_stream, train_epoch,
-)
+from .training import Learner, build_model, build_models, float32_as, generator, mask_stream, train_epoch
 
 # %% ../nbs/21_benchmark.ipynb #cell-05
 class ChannelAttention(nn.Module):
@@ -54,7 +53,7 @@ class ChannelAttention(nn.Module):
         return F.silu(self.score(mixed.flatten(1))), weights
 
 def plain_model(
-    cfg: Config,  # with flat latents; the gate is `attention` or `off`
+    cfg: LabConfig,  # with flat latents; the gate is `attention` or `off`
 ) -> SAAAE:
     "The model of a config as one would write it down."
     attention = None if cfg.gate == "off" else dict(linear=ChannelAttention, patch=Attention)[cfg.attention]
@@ -62,7 +61,7 @@ def plain_model(
 
 # %% ../nbs/21_benchmark.ipynb #cell-07
 def loss_difference(
-    cfg: Config,
+    cfg: LabConfig,
     images: Images,  # one batch, on the config's device
     steps: int = 3,
 ) -> float:
@@ -93,14 +92,14 @@ class Pictures(Dataset[torch.Tensor]):
 
     def __getitem__(self, i: int) -> torch.Tensor: return self.transform(Image.fromarray(self.pictures[i]))
 
-def hide(x: torch.Tensor, cfg: Config) -> torch.Tensor:
+def hide(x: torch.Tensor, cfg: LabConfig) -> torch.Tensor:
     "Set random patches of a batch to mid-grey, the same for all its images, as published."
     corrupted = x.clone()
     side = cfg.patch_size
     for i, j in np.random.randint(0, cfg.image_size - side, (cfg.patches, 2)): corrupted[:, :, i:i+side, j:j+side] = 0
     return corrupted
 
-def straight_line(cfg: Config, pictures: np.ndarray) -> Callable[[], object]:
+def straight_line(cfg: LabConfig, pictures: np.ndarray) -> Callable[[], object]:
     "The published loop."
     loader = DataLoader(Pictures(pictures, cfg.image_size), batch_size=cfg.batch_size, shuffle=True)
     model = plain_model(cfg).to(cfg.device)
@@ -113,12 +112,12 @@ def straight_line(cfg: Config, pictures: np.ndarray) -> Callable[[], object]:
         return total
     return epoch
 
-def resized(cfg: Config, pictures: np.ndarray) -> Images:
+def resized(cfg: LabConfig, pictures: np.ndarray) -> Images:
     "The pictures at the size of training, as uint8, each a group of its own."
     resize = transforms.Resize((cfg.image_size, cfg.image_size))
     return Images.stack([np.asarray(resize(Image.fromarray(p))) for p in pictures], [0] * len(pictures), ["images"], "pictures")
 
-def pythae_trainer(cfg: Config, pictures: np.ndarray) -> Callable[[], object]:
+def pythae_trainer(cfg: LabConfig, pictures: np.ndarray) -> Callable[[], object]:
     "pythae's trainer around the plain network."
     from pythae.data.datasets import BaseDataset
     from pythae.models.base import BaseAE, BaseAEConfig
@@ -143,7 +142,7 @@ def pythae_trainer(cfg: Config, pictures: np.ndarray) -> Callable[[], object]:
     trainer.prepare_training()
     return lambda: trainer.train_step(1)
 
-def ours(cfg: Config, pictures: np.ndarray) -> Callable[[], object]:
+def ours(cfg: LabConfig, pictures: np.ndarray) -> Callable[[], object]:
     "This package's loop."
     images, epochs = resized(cfg, pictures).to(cfg.device), iter(range(1, 10**9))
     learner = Learner(build_model(cfg), cfg, 10**6)
@@ -186,7 +185,7 @@ class Turns:
     def __init__(
         self,
         loop: str,     # of `LOOPS`
-        cfg: Config,
+        cfg: LabConfig,
         images: int,   # an epoch has so many
         side: int = 96,  # of the pictures, before they are resized
     ):
@@ -214,7 +213,7 @@ class Turns:
 # %% ../nbs/21_benchmark.ipynb #cell-15
 def matmul_rate(
     device: str,
-    arithmetic: str = "float32",  # as in `Config`
+    arithmetic: str = "float32",  # as in `LabConfig`
     n: int = 4096,                # side of the matrices
 ) -> float:                       # floating-point operations a second
     "How fast the machine multiplies matrices now."
@@ -240,7 +239,7 @@ def machine(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 def compare(
-    cfg: Config,
+    cfg: LabConfig,
     loops: tuple[str, ...] = tuple(LOOPS),  # the first is what the ratios are to
     rounds: int = 5,
     steps: int = 2,      # batches an epoch
@@ -275,7 +274,7 @@ def summary(
 GROWTH = dict(image_size=(32, 64, 128, 256), batch_size=(16, 64, 256), latent=(32, 128, 512))
 
 def grow(
-    cfg: Config,
+    cfg: LabConfig,
     points: dict[str, tuple[int, ...]] = GROWTH,  # what grows: a field of the config, and its values
     rounds: int = 3,
     told: Callable[[str], None] = print,          # given a line of progress now and then
@@ -311,7 +310,7 @@ def take_a_step(config: dict[str, Any]) -> float:  # the loss
     return train_epoch(learner, train.first(cfg.batch_size).to(cfg.device), cfg, 1)["train_loss"]
 
 def seconds_to_first_step(
-    cfg: Config,  # on images that are in the cache
+    cfg: LabConfig,  # on images that are in the cache
 ) -> float:
     "From the start of a Python process to the end of a first step."
     begun = time.perf_counter()

@@ -27,7 +27,9 @@ from .evaluation import LABELS, evaluate, save_summary, summarise, to_markdown
 from .models import PRETRAINED, SAAAE, VAE
 from .processes import ProcessError, join
 from .reparameterization import RateError
-from .training import PRESETS, Config, ConfigError, TrainingError, build_models, configure, load_run, run_folder, trained
+from .lab.conditioned import TOLD
+from .lab.controls import PRESETS, LabConfig, LabFields, configure
+from .training import Config, ConfigError, Fields, TrainingError, build_models, load_run, run_folder, trained
 from .watching import NothingYet, whole_rows
 
 # %% ../nbs/17b_commands.ipynb #cell-05
@@ -81,8 +83,9 @@ def images_of(
 
 # %% ../nbs/17b_commands.ipynb #cell-12
 def field_help() -> dict[str, str]:
-    "The comment beside each field of `Config`, empty where there is none."
-    return dict(re.findall(r"^ {4}(\w+): [^#\n]*(?:# (.*))?$", inspect.getsource(Config), re.M))
+    "The comment beside each field of `LabConfig`, empty where there is none."
+    source = "".join(map(inspect.getsource, (Fields, LabFields)))
+    return dict(re.findall(r"^ {4}(\w+): [^#\n]*(?:# (.*))?$", source, re.M))
 
 def to_value(
     text: str,    # as typed
@@ -96,7 +99,7 @@ def to_value(
 
 def run_train(args: argparse.Namespace) -> str:
     "Train VAE and SAAAE side by side and leave a run folder; goes on where a run was stopped."
-    cfg = configure(args.preset, **{f.name: to_value(text, f.type) for f in fields(Config) if (text := getattr(args, f.name)) is not None and f.name != "preset"})
+    cfg = configure(args.preset, **{f.name: to_value(text, f.type) for f in fields(LabConfig) if (text := getattr(args, f.name)) is not None and f.name != "preset"})
     folder = run_folder(args.out, cfg)
     everyone = join(cfg.device)
     with everyone.in_turn(): train_images, test = images_of(cfg, "train"), images_of(cfg, "test") if cfg.held_out else None
@@ -136,7 +139,7 @@ def run_reconstruct(args: argparse.Namespace) -> str:
     check_output(folder, out)
     cfg, models = open_models(args.model)
     if args.which not in models: raise CommandError(f"{args.model} holds {' and '.join(models)}, not {args.which}: choose with --which.")
-    if cfg.classes or cfg.multirate != "tempered": raise CommandError(f"{args.model} must be told more than the image (a class or a rate), which this command cannot do.")
+    if isinstance(models[args.which], TOLD): raise CommandError(f"{args.model} must be told more than the image (a class or a rate), which this command cannot do.")
     model, shape = models[args.which].eval(), v2.Compose([v2.Resize(cfg.image_size), v2.CenterCrop(cfg.image_size), v2.PILToTensor()])
     rows, paths = [], [path for path, _ in find_images(folder)]
     for path in tqdm(paths, "reconstructing", file=sys.stderr):
@@ -175,7 +178,7 @@ def run_info(args: argparse.Namespace) -> str:
     run = described(folder)
     if missing := {"dataset", "image_size", "seed", "epochs"} - set(run["config"]): raise CommandError(f"{folder} is not the folder of a run: its config has no {sorted(missing)[0]}.")
     config, git, machine = run["config"], run["git"], run["machine"]
-    defaults = {f.name: f.default for f in fields(Config)} | PRESETS.get(config.get("preset"), {})
+    defaults = {f.name: f.default for f in fields(LabConfig)} | PRESETS.get(config.get("preset"), {})
     changed = [f"{k} = {v}" for k, v in config.items() if k not in ("preset", "device", "grid_epochs") and k in defaults and v != defaults[k]]
     commit = (git.get("commit") or "unknown") + (", with changes" if git.get("modified") else "")
     lines = [f"folder    {folder}", f"preset    {config.get('preset')}" + (f" with {', '.join(changed)}" if changed else ""),

@@ -25,9 +25,10 @@ from saaae.data import (
     DataError, Images, atomic_write, find_files, image_suffixes, load_images, normalise, read_image, read_tensors,
     save_tensors,
 )
+from .lab.controls import LabConfig, as_lab, configure, gate_name
 from .models import SAAAE, plain_state, unwrapped
 from .reparameterization import at_least_float32
-from .training import CHECKPOINT, PREVIOUS, Config, ConfigError, TrainingError, blueprint, build_model, configure, load_run
+from .training import CHECKPOINT, PREVIOUS, Config, ConfigError, TrainingError, blueprint, build_model, load_run
 
 # %% ../nbs/15_compression.ipynb #cell-05
 LEVELS = tuple(2.**k for k in range(-10, 5))  # of t, that have tables
@@ -147,7 +148,7 @@ class Codec:
     "A trained model with the tables that make bytes of its codes."
     def __init__(
         self,
-        cfg: Config,                       # of the model
+        cfg: LabConfig,                    # of the model
         tensors: dict[str, torch.Tensor],  # weights (`model.` and their name), centre and spread float64 `[d]`, frequency int32 `[levels, d, 255]`
     ):
         self.cfg, self.tensors, self.frequency = replace(cfg, device="cpu"), tensors, tensors["frequency"].numpy()
@@ -234,7 +235,7 @@ class Codec:
         return Image.fromarray(rearrange(tiles.numpy(), "(r c) k h w -> (r h) (c w) k", r=rows)[:h, :w].copy())
 
 # %% ../nbs/15_compression.ipynb #cell-19
-def refuse_told(cfg: Config) -> None:
+def refuse_told(cfg: LabConfig) -> None:
     "Raise `CodecError` for a model that is told a class or a precision."
     if cfg.classes or cfg.multirate != "tempered": raise CodecError("a model that is told a class or a precision has no codec: use one with multirate 'tempered' and classes 0.")
 
@@ -245,9 +246,9 @@ def fit_codec(
     rounds: int = 2,  # of choosing points and counting them, a level
 ) -> Codec:
     "The tables of a model. Raises `CodecError` for one that is told a class or a precision."
+    model, cfg = unwrapped(model), as_lab(cfg)
     refuse_told(cfg)
-    model = unwrapped(model)
-    cfg = replace(cfg, gate=model.gate, gate_value=model.gate_value)  # of the run's VAE: off
+    cfg = replace(cfg, gate=gate_name(model), gate_value=getattr(model, "gate_value", None))  # of the run's VAE: off
     tensors = {f"model.{k}": at_least_float32(v).contiguous() for k, v in plain_state(model).items()}
     dims = math.prod(model.latent_shape)
     blank = dict(centre=torch.zeros(dims).double(), spread=torch.ones(dims).double(), frequency=torch.zeros(len(LEVELS), dims, 2**DEPTH - 1, dtype=torch.int32))
@@ -268,7 +269,7 @@ def fit_codec(
 
 # %% ../nbs/15_compression.ipynb #cell-20
 def check_codec(
-    cfg: Config,
+    cfg: LabConfig,
     tensors: dict[str, torch.Tensor],  # what `Codec` takes
 ) -> None:
     "Raise `CodecError` unless this is what `fit_codec` makes; takes no memory."

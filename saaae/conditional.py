@@ -28,7 +28,8 @@ from torchvision.utils import make_grid
 
 from .data import DataError, Images, stream_seed, to_unit
 from .evaluation import corrupted_parts
-from .models import ClassConditional, unwrapped
+from .lab.conditioned import ClassConditional
+from .models import unwrapped
 from .reparameterization import to_float64
 from .training import Config
 

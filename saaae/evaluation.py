@@ -28,7 +28,7 @@ from .data import DATA, DataError, Images, atomic_write, batch_at, batch_indices
 from .models import PARALLEL, unwrapped
 from .processes import Share
 from .reparameterization import KL_KINDS, AnchoredGaussian, to_float64
-from .training import Config, check_labels, objective, rewind_bank
+from .training import Config
 
 # %% ../nbs/05_evaluation.ipynb #cell-05
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def at_a_time(
     whole: int = 256, # images of a batch
 ) -> int:
     "How many images of a batch a model is given together: all of them where what becomes of one depends on the others."
-    of_mates = lambda m: getattr(m, "scope", None) == "batch" or getattr(m, "gate", None) == "shuffled_images"
+    of_mates = lambda m: getattr(m, "scope", None) == "batch" or getattr(m, "of_mates", False)
     return whole if any(map(of_mates, model.modules())) else min(whole, batch_size)
 
 def drawn_apart(
@@ -69,18 +69,19 @@ def corrupted_parts(
     model: nn.Module | None = None,      # which is to see them, `at_a_time`; `None`: whole batches
 ) -> Iterator[Part]:
     "Images in file order, seeded apart from training."
-    masks = np.random.RandomState(cfg.seed if cfg.shared_masks else stream_seed(0, "evaluation masks") % 2**32)
+    corruption, bank = cfg.corruption, cfg.bank
+    masks = np.random.RandomState(cfg.seed if corruption.shared else stream_seed(0, "evaluation masks") % 2**32)
     seeded = lambda stream: torch.Generator(cfg.device).manual_seed(stream_seed(0, f"evaluation {stream}"))
     (pixel_noise, noise), images = map(seeded, ("pixel noise", "noise")), images.to(cfg.device)
-    whole = cfg.batch_size if cfg.noise_bank else 256  # the bank's vectors belong to places in the batches of training
+    whole = bank.batch_size if bank else 256  # the bank's vectors belong to places in the batches of training
     size = whole if model is None else at_a_time(model, cfg.batch_size, whole)
     for i, batch in enumerate(batch_indices(images, whole)):
-        rewind_bank(noise, cfg, i)
-        corners = cfg.corruption.corners(len(batch), images.size, masks)
-        levels = [1.] * len(batch)
-        if cfg.noise_varies: levels = torch.rand(len(batch), generator=pixel_noise, device=cfg.device).tolist()
-        corrupt = [replace(cfg.corruption, noise_std=cfg.noise_std * level, noise_varies=False) for level in levels]
-        for own, drawn, drawing in drawn_apart(len(batch), size, noise):
+        if bank: bank.rewind(noise, i)
+        corners, n = corruption.corners(len(batch), images.size, masks), len(batch)
+        if corruption.noise_varies: levels = torch.rand(n, generator=pixel_noise, device=cfg.device).tolist()
+        else: levels = [1.] * n
+        corrupt = [replace(corruption, noise_std=corruption.noise_std * s, noise_varies=False) for s in levels]
+        for own, drawn, drawing in drawn_apart(n, size, noise):
             x = batch_at(images, batch[own])[0].contiguous(memory_format=torch.channels_last)
             at = slice(i * whole + own.start, i * whole + own.stop)
             if hidden is None: where = patch_mask(corners[own].to(x.device), cfg.patch_size, images.size)
@@ -139,11 +140,11 @@ def evaluate_images(
 ) -> pd.DataFrame:                       # one row an image, with its `group` (photograph) and the figures of the table above
     "Rebuild corrupted images, at most `batch_size` at a time, and measure each. Raises `DataError` if there are none."
     if not len(images): raise DataError(f"{images.name} has no images to measure.")
-    check_labels(cfg, images)
+    cfg.check_labels(images)
     model = (model.module if isinstance(model, PARALLEL) else model).eval()  # which could not gather posteriors
     tables = []
     for part in corrupted_parts(images, cfg, hidden, model):
-        told = dict(y=images.labels[part.at].to(part.x.device)) if cfg.classes else {}
+        told = cfg.told(images.labels[part.at].to(part.x.device))
         with part.x.device: figures = figures_of(*rebuilt(model, part, sample, **given | told), part, cfg, ssim)
         tables.append(pd.DataFrame({name: to_float64(v).numpy() for name, v in figures.items()}))
     return pd.concat(tables, ignore_index=True).assign(group=images.groups.numpy())
@@ -169,7 +170,8 @@ def average(
     "Means over the images, and the figures that follow from them."
     f = by_image.drop(columns="group").mean().to_dict()
     charged, exact = f[f"kl_{cfg.kl}_nats"], f["kl_exact_nats"]
-    loss = objective(cfg, to_float64(torch.tensor(4 * f["mse"], device="cpu")), charged, 3 * size**2).item()
+    sse = to_float64(torch.tensor(4 * f["mse"], device="cpu"))
+    loss = cfg.objective.total(sse, charged, 3 * size**2).item()
     first = ("mse", "mse_pixel", "mse_pixel_hidden", "mse_pixel_visible", "psnr_db", "ssim")
     rates = dict(loss=loss, kl_charged_nats=charged, rate_bits=exact / math.log(2), leak_nats=exact - charged)
     return {name: f.pop(name) for name in first} | rates | f

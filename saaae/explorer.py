@@ -27,6 +27,7 @@ from .data import DataError, Images, atomic_write, find_images, is_folder, norma
 from .data import to_unit
 from .evaluation import overlay
 from .masks import KINDS, evaluation_masks
+from .lab.conditioned import TOLD
 from .models import PRETRAINED, SAAAE, VAE
 from .precision import region_profile, sensitivity_profile
 from .reparameterization import AnchoredGaussian, RateError, meet_rate, noise_gate, to_float64
@@ -46,7 +47,7 @@ def load_pair(
             raise ExploreError(f"{source} is neither a pair that ships, nor the folder of a run, nor an owner/name on the Hub.")  # the Hub would be asked for minutes
         return {name: kind.from_pretrained(str(source)).eval() for name, kind in dict(vae=VAE, saaae=SAAAE).items()}
     cfg, models = load_run(source, "cpu")
-    if cfg.classes or cfg.multirate != "tempered": raise ExploreError(f"The models of {source} must be told more than the image (a class or a rate), which the explorer cannot do.")
+    if any(isinstance(model, TOLD) for model in models.values()): raise ExploreError(f"The models of {source} must be told more than the image (a class or a rate), which the explorer cannot do.")
     if set(models) != {"vae", "saaae"} or models["vae"].latent_shape != models["saaae"].latent_shape:
         raise ExploreError(f"{source} holds {', '.join(models)}: the explorer needs a vae and a saaae.")
     return {name: models[name].eval() for name in ("vae", "saaae")}
@@ -158,7 +159,7 @@ def posterior(
     s: Settings,
 ) -> AnchoredGaussian:     # over z
     "q(z | x) with the gate of the settings."
-    if not isinstance(model, SAAAE) or model.gate == "off" or s.gate == "published": return model.posterior(x, generator_of(s, "gate"))
+    if not isinstance(model, SAAAE) or s.gate == "published": return model.posterior(x, generator_of(s, "gate"))
     mu, logvar = model.encode(x)
     if s.gate == "off": return AnchoredGaussian(mu, logvar)
     gate = model.posterior(x, generator_of(s, "gate")).gate.expand_as(mu).flatten(1)

@@ -20,7 +20,7 @@ from .data import Images, stream_seed, to_unit
 from .evaluation import corrupted_parts
 from .models import SAAAE, OnDemand
 from .reparameterization import AnchoredGaussian, RateError, at_least_float32, meet_rate
-from .training import Config
+from .lab.controls import LabConfig
 
 # %% ../nbs/12_precision.ipynb #cell-05
 class Tempering(OnDemand):
@@ -158,7 +158,7 @@ BUDGETS = (30., 60., 120., 240.)  # bits, for every image alike
 CONTRASTS = (2., 4., 8., 11., 16., 32.)
 
 def hidden_in(
-    cfg: Config,
+    cfg: LabConfig,
     masks: torch.Tensor,  # the frozen ones, bool `[n, 1, h, h]`
 ) -> torch.Tensor:
     "The masks of an evaluation: none where the model was trained without patches."
@@ -168,7 +168,7 @@ def hidden_in(
 def rebuild(
     model: SAAAE,
     images: Images,
-    cfg: Config,
+    cfg: LabConfig,
     hidden: torch.Tensor,    # masks, bool `[n, 1, h, h]`
     t: float | torch.Tensor | Callable[..., torch.Tensor | AnchoredGaussian],  # precision: a number, or a function of (q, x, corrupted) that gives it, or another q
     hold_mean: bool = True,
@@ -200,7 +200,7 @@ def errors(
 def rate_rows(
     model: SAAAE,
     images: Images,
-    cfg: Config,
+    cfg: LabConfig,
     masks: torch.Tensor,  # the frozen ones, bool `[n, 1, h, h]`
 ) -> pd.DataFrame:        # columns mode, t (or the budget), and figures
     "The model at its own rate, and at all others."
@@ -228,7 +228,7 @@ def sides(r: dict[str, torch.Tensor], region: torch.Tensor) -> dict[str, float]:
 def region_rows(
     model: SAAAE,
     images: Images,
-    cfg: Config,
+    cfg: LabConfig,
     masks: torch.Tensor,   # the frozen ones, bool `[n, 1, h, h]`
     region: torch.Tensor,  # in pixels, `[1, 1, h, h]` in [0, 1]
 ) -> pd.DataFrame:         # columns input, method, value (t or contrast), and figures
@@ -278,7 +278,7 @@ def map_rows(
     model: SAAAE,
     train: Images,
     test: Images,
-    cfg: Config,
+    cfg: LabConfig,
     masks: torch.Tensor,  # the frozen ones, bool `[n, 1, h, h]`, at least as many as images
 ) -> pd.DataFrame:        # columns aim, map, value (contrast), rate_bits, error
     "Weighted errors at half of each image's own rate, under each map."

@@ -22,10 +22,11 @@ from torch.nn.functional import avg_pool2d
 from .data import Images, atomic_write, batches, stream_seed, to_unit
 from .evaluation import average, corrupted_parts, evaluate, evaluate_images
 from .faithfulness import randomised, removal_curves, sensitivity
+from .lab.controls import LabConfig, configure
 from .masks import KINDS, evaluation_masks
 from .models import SAAAE
 from .reparameterization import to_float64
-from .training import Config, ConfigError, configure
+from .training import ConfigError
 
 # %% ../nbs/08_variants.ipynb #cell-05
 VARIANTS = {
@@ -96,14 +97,14 @@ TRIED = ("tempered_attention", "tempered_precision", "tempered_growing", "temper
          "conditioned_attention", "finetuned_decoder", "spatial_regions_masked", "spatial_matched_edges")  # no goal rests on them: three seeds are enough
 NEEDS = {"constant": "saaae", "finetuned_decoder": "vae_beta_0.25"}  # a variant whose config or start comes from another's results
 
-# %% ../nbs/08_variants.ipynb #config-1
+# %% ../nbs/08_variants.ipynb #cell-06
 def variant_config(
     variant: str,
     seed: int,
     folder: str | Path,      # of the experiment: tables, and a folder `runs`
     preset: str = "evidence",
-    **given: Any,            # fields of `Config`, the same for every variant
-) -> Config:
+    **given: Any,            # fields of `LabConfig`, the same for every variant
+) -> LabConfig:
     "The config of a variant. Raises `ConfigError` for another name, or if a run that it needs is missing."
     known = VARIANTS | PRECISION
     if variant not in known: raise ConfigError(f"variant must be one of {', '.join(known)}, not {variant!r}.")
@@ -132,15 +133,15 @@ def trained_gate(
     if gate.empty: raise ConfigError(f"constant needs the finished run of saaae with seed {seed} in {folder}.")
     return gate.item()
 
-# %% ../nbs/08_variants.ipynb #cell-12
+# %% ../nbs/08_variants.ipynb #cell-13
 TEMPERATURES = (.1, .2, .35, .5, .7, 1., 1.4, 2., 3., 4.5, 7., 10., 14., 20.)
 
-# %% ../nbs/08_variants.ipynb #cell-15
+# %% ../nbs/08_variants.ipynb #cell-16
 @torch.no_grad()
 def active_units(
     model: SAAAE,
     images: Images,
-    cfg: Config,
+    cfg: LabConfig,
     hidden: torch.Tensor | None = None,  # masks, bool `[n, 1, h, h]`; `None`: as the config says
 ) -> int:
     "How many latent dimensions depend on the image."
@@ -149,13 +150,13 @@ def active_units(
         with part.drawing: means.append(model.posterior(part.corrupted, part.noise).mode())
     return int((torch.cat(means).var(0) > .01).sum())
 
-# %% ../nbs/08_variants.ipynb #cell-18
+# %% ../nbs/08_variants.ipynb #cell-19
 @torch.no_grad()
 def fitted_rate(
     model: SAAAE,
     train: Images,                       # to fit the prior on
     test: Images,                        # to code
-    cfg: Config,
+    cfg: LabConfig,
     hidden: torch.Tensor | None = None,  # masks for both, bool `[n, 1, h, h]`; `None`: as the config says
 ) -> float:                              # bits an image
     "What the code of a held-out image costs with a diagonal Gaussian prior fitted to the codes of training images."
@@ -171,7 +172,7 @@ def fitted_rate(
     nats = ((variance + (mu - centre)**2) / spread - 1 + spread.log() - variance.log()) / 2
     return nats.sum(1).mean().item() / math.log(2)
 
-# %% ../nbs/08_variants.ipynb #cell-22
+# %% ../nbs/08_variants.ipynb #cell-23
 def sliced_wasserstein(
     a: torch.Tensor,  # `[n, d]`
     b: torch.Tensor,  # `[n, d]`
@@ -194,7 +195,7 @@ def patch_distance(
 def prior_distance(
     model: SAAAE,
     images: Images,  # held-out
-    cfg: Config,
+    cfg: LabConfig,
 ) -> float:
     "Distance of as many samples from the prior from the images."
     model.eval()
@@ -204,12 +205,12 @@ def prior_distance(
         pairs.append((torch.cat([to_unit(model.decode(some)) for some in z.split(cfg.batch_size)]), to_unit(x)))
     return patch_distance(*map(torch.cat, zip(*pairs)))
 
-# %% ../nbs/08_variants.ipynb #cell-26
+# %% ../nbs/08_variants.ipynb #cell-27
 def evaluate_run(
     model: SAAAE,
     train: Images,
     test: Images,
-    cfg: Config,
+    cfg: LabConfig,
 ) -> dict[str, pd.DataFrame]:  # evaluation, photographs, removal, sensitivity
     "Measure a trained variant."
     seen, fresh = train.first(min(len(train), len(test))), replace(cfg, noise_bank=False)
