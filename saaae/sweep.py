@@ -206,14 +206,14 @@ def compare_rows(
     table: pd.DataFrame,  # rows of a run in a table, as text
     again: pd.DataFrame,  # the same, run again
 ) -> pd.DataFrame:        # columns row, figure, table, again, difference (of the larger one; 0: equal to the bit)
-    "Figure by figure. Raises `ConfigError` if the rows are not the same ones."
-    typed = pd.read_csv(io.StringIO(table.to_csv(index=False)))
+    "Figure by figure; what only the later run has is left out."
+    typed = pd.read_csv(io.StringIO(table.to_csv(index=False))).drop(columns="value", errors="ignore")  # a setting
     figures = list(typed.select_dtypes(float))
-    names = table.drop(columns=figures).agg(" ".join, axis=1).tolist()
-    if names != again.reindex(columns=table.columns.drop(figures), fill_value="").agg(" ".join, axis=1).tolist():
-        raise ConfigError("It has other rows now.")
-    found = [(name, figure, table[figure].iloc[i], again[figure].iloc[i] if figure in again else "")
-             for i, name in enumerate(names) for figure in figures]
+    keys = list(table.columns.drop(figures))
+    table, again = (rows.set_index(rows[keys].agg(" ".join, axis=1)) for rows in (table, again))
+    again = again.reindex(index=table.index, columns=figures, fill_value="")
+    found = [(name, figure, table.at[name, figure], again.at[name, figure])
+             for name in table.index for figure in figures]
     rows = pd.DataFrame(found, columns=["row", "figure", "table", "again"])
     rows = rows[(rows.table != "") | (rows.again != "")]  # not every row has every figure
     a, b = (pd.to_numeric(rows[column]) for column in ("table", "again"))
