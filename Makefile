@@ -1,7 +1,8 @@
 # make reproduce   train VAE and SAAAE on the shipped photographs, leave results/quick/
 # make evidence    controls, seeds, statistics: run what is missing of results/evidence/ (hours; can be stopped and continued), then the verdict
 # make verdict     draw the verdict again from the tables of results/evidence/
-# make check VARIANT=saaae SEED=0   run one run of a table again (a minute or two; EXPERIMENT=precision: of results/precision/) and compare them
+# make check VARIANT=saaae SEED=0   one run of the evidence again, beside its rows in the tables (a minute or two);
+#                  EXPERIMENT=precision: of results/precision/
 # make precision   one model for all rates, regions: run what is missing of results/precision/ (an hour or two; can be stopped and continued)
 # make applications  inpainting, denoising, compression, conditional generation, and the tutorial of anchoring: train and measure what is missing
 #                  of results/applications/ (half an hour; can be stopped and continued)
@@ -25,7 +26,8 @@ JUPYTER := $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root)
 # Threads that wait sleep: beside other work a run is several times faster so, on an idle machine as fast.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: reproduce evidence verdict check precision applications models bench full test test-slow explore watch docs lab export readme
+.PHONY: reproduce evidence verdict check precision applications models bench full test test-slow explore watch docs \
+	lab export readme
 
 .venv/installed: requirements.lock setup.py settings.ini
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
@@ -48,9 +50,12 @@ verdict: .venv/installed
 	@$(PAPERMILL) nbs/verdict.ipynb results/evidence/verdict.ipynb
 	@echo "results/evidence/verdict.md says what holds; verdict.ipynb shows it."
 
-check: EXPERIMENT ?= evidence
+VARIANT ?= saaae
+SEED ?= 0
+EXPERIMENT ?= evidence
 check: .venv/installed
-	@OMP_NUM_THREADS=1 $(BIN)/python -c 'import sys; from saaae.sweep import check_run; sys.exit(not check_run("$(EXPERIMENT)", "$(VARIANT)", int("$(SEED)")))'
+	@OMP_NUM_THREADS=1 $(BIN)/python -c 'import sys; from saaae.sweep import check_run; \
+		sys.exit(not check_run("$(EXPERIMENT)", "$(VARIANT)", $(SEED)))'
 
 precision: .venv/installed
 	@mkdir -p results/precision

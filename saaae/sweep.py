@@ -111,7 +111,7 @@ def refuse_other(
 # %% ../nbs/09_sweep.ipynb #cell-10
 def connect(
     workers: int = 2,              # local processes, one thread each
-    scheduler: str | None = None,  # tcp://host:port or a scheduler file of a running Dask cluster; `None`: local processes
+    scheduler: str | None = None,  # of a running Dask cluster: tcp://host:port, or its file; `None`: local processes
 ) -> Client:
     "A Dask client, on this machine or a cluster."
     logging.getLogger("distributed.nanny").setLevel("ERROR")  # that a worker is slow to leave is no news
@@ -164,10 +164,11 @@ def sweep_grid(
     seeds: int | list[int] = 6,         # how many, from 0; or which
 ) -> list[tuple[str, int]]:
     "All pairs, seed by seed, with what is needed before what needs it. Raises `ConfigError` for a name that is none."
-    variants = list(VARIANTS) if variants is None else variants
+    known, variants = VARIANTS | PRECISION, list(VARIANTS) if variants is None else variants
     for v in variants:
-        if v not in VARIANTS | PRECISION: raise ConfigError(f"variants: {v!r} is none of {', '.join(VARIANTS | PRECISION)}.")
-    return [(v, s) for s in (range(seeds) if isinstance(seeds, int) else seeds) for v in sorted(variants, key=lambda v: v in NEEDS)]
+        if v not in known: raise ConfigError(f"variants: {v!r} is none of {', '.join(known)}.")
+    seeds = range(seeds) if isinstance(seeds, int) else seeds
+    return [(v, s) for s in seeds for v in sorted(variants, key=lambda v: v in NEEDS)]
 
 # %% ../nbs/09_sweep.ipynb #tables-4
 NOTEBOOKS = {"evidence": "variant.ipynb", "precision": "precision_run.ipynb"}  # one a run
@@ -205,15 +206,16 @@ def compare_rows(
     table: pd.DataFrame,  # rows of a run in a table, as text
     again: pd.DataFrame,  # the same, run again
 ) -> pd.DataFrame:        # columns row, figure, table, again, difference (of the larger one; 0: equal to the bit)
-    "Figure by figure. Raises `ConfigError` if the rows are not the same ones."
-    typed = pd.read_csv(io.StringIO(table.to_csv(index=False)))
+    "Figure by figure; what only the later run has is left out."
+    typed = pd.read_csv(io.StringIO(table.to_csv(index=False))).drop(columns="value", errors="ignore")  # a setting
     figures = list(typed.select_dtypes(float))
-    names = table.drop(columns=figures).agg(" ".join, axis=1).tolist()
-    if names != again.reindex(columns=table.columns.drop(figures), fill_value="").agg(" ".join, axis=1).tolist():
-        raise ConfigError("It has other rows now.")
-    found = [(name, figure, table[figure].iloc[i], again[figure].iloc[i] if figure in again else "")
-             for i, name in enumerate(names) for figure in figures]
+    keys = list(table.columns.drop(figures))
+    table, again = (rows.set_index(rows[keys].agg(" ".join, axis=1)) for rows in (table, again))
+    again = again.reindex(index=table.index, columns=figures, fill_value="")
+    found = [(name, figure, table.at[name, figure], again.at[name, figure])
+             for name in table.index for figure in figures]
     rows = pd.DataFrame(found, columns=["row", "figure", "table", "again"])
+    rows = rows[(rows.table != "") | (rows.again != "")]  # not every row has every figure
     a, b = (pd.to_numeric(rows[column]) for column in ("table", "again"))
     change = ((a - b).abs() / np.maximum(a.abs(), b.abs())).fillna(np.inf)  # a figure beside none, or beside infinity
     return rows.assign(difference=change.where(rows.table != rows.again, 0.))
@@ -231,8 +233,9 @@ def run_again(
     if (gates := folder/"runs.csv").exists(): shutil.copy(gates, scratch)  # that `constant` needs
     needed = [NEEDS[variant]] if variant == "finetuned_decoder" else []
     for name in (*needed, variant):
-        line = lines[name, seed]
-        given = dict(line["config"], preset=line["preset"], threads=line["machine"]["threads"])
+        line, own = lines[name, seed], {"gate_value", *(VARIANTS | PRECISION)[name][0]}  # what the variant sets itself
+        given = {field: value for field, value in line["config"].items() if field not in own}
+        given |= dict(preset=line["preset"], threads=line["machine"]["threads"])
         run_variant(name, seed, scratch, given, notebook=NOTEBOOKS[experiment])
         refuse_other(describe_variant(scratch, name, seed), run_config(line))
 
@@ -256,7 +259,7 @@ def check_run(
             figures = compare_rows(table, read_text(own))
             same = (figures.difference == 0).sum()
             if source == "evaluation":
-                print(figures.to_string(index=False))
+                print(figures.to_string(index=False, formatters=dict(difference="{:.2g}".format)))
                 errors = figures.difference[figures.figure.str.startswith("mse")].max()
             print(f"{name}.csv: {same:,} of {len(figures):,} figures are equal to the bit.")
             equal &= same == len(figures)

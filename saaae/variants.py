@@ -95,7 +95,8 @@ PRECISION = {
 }
 TRIED = ("tempered_attention", "tempered_precision", "tempered_growing", "tempered_wide", "tempered_balance_0.5", "tempered_balance_0", "tempered_told",
          "conditioned_attention", "finetuned_decoder", "spatial_regions_masked", "spatial_matched_edges")  # no goal rests on them: three seeds are enough
-NEEDS = {"constant": "saaae", "finetuned_decoder": "vae_beta_0.25"}  # a variant whose config or start comes from another's results
+# a variant whose config or start comes from another's results
+NEEDS = {"constant": "saaae", "finetuned_decoder": "vae_beta_0.25"}
 
 # %% ../nbs/08_variants.ipynb #cell-06
 def variant_config(

@@ -60,10 +60,12 @@ def test_known_answer(tmp_path):
 
 
 def test_committed_tables_say_what_made_them():
-    "Every run was made from a clean checkout with the config that its variant has now: six seeds of each variant, three of those that are only tried."
+    """Every run was made from a clean checkout with the config that its variant has now: six seeds of each variant,
+    three of those that are only tried."""
     lines, expected = complete_runs(RESULTS), {(v, s) for v in PRECISION for s in range(3 if v in TRIED else 6)}
     assert set(lines) == expected
-    for name in ("rates", "curves", "speed"): assert {(r["variant"], int(r["seed"])) for r in rows(RESULTS / f"{name}.csv")} == expected
+    for name in ("rates", "curves", "speed"):
+        assert {(r["variant"], int(r["seed"])) for r in rows(RESULTS / f"{name}.csv")} == expected
     for (variant, seed), line in lines.items():
         assert line["git"]["modified"] is False and len(line["git"]["commit"]) == 40
         assert configure(**run_config(line)) == variant_config(variant, seed, RESULTS, device="cpu")

@@ -158,10 +158,11 @@ def test_notebook_draws_once_headless(tmp_path):
     for variant in ("vae", "saaae"):
         for seed in range(2):
             (run := tmp_path / variant / f"seed_{seed}").mkdir(parents=True)
-            for epoch in (1, 2, 3): append_row(run / "metrics.csv", dict(model=variant, epoch=epoch, mse=(9 + seed) / epoch))
+            for epoch in (1, 2, 3):
+                append_row(run / "metrics.csv", dict(model=variant, epoch=epoch, mse=(9 + seed) / epoch))
     runs = [f"{tmp_path}/{v}/seed_*" for v in ("vae", "saaae")] + [str(ROOT / "results" / "quick"), "nowhere"]
-    command = [sys.executable, "-m", "papermill", ROOT / "nbs" / "watch.ipynb", tmp_path / "seen.ipynb", "-k", "python3",
-               "--no-progress-bar", "-y", json.dumps(dict(runs=runs))]
+    command = [sys.executable, "-m", "papermill", ROOT / "nbs" / "watch.ipynb", tmp_path / "seen.ipynb",
+               "-k", "python3", "--no-progress-bar", "-y", json.dumps(dict(runs=runs))]
     done = subprocess.run(command, capture_output=True, text=True, env={k: v for k, v in os.environ.items() if k != "JPY_SESSION_NAME"} | dict(PYTHONPATH=str(ROOT)))
     assert done.returncode == 0, done.stderr[-3000:]
     images = [o["data"]["image/png"] for o in outputs(tmp_path / "seen.ipynb") if "image/png" in o.get("data", {})]
