@@ -93,7 +93,7 @@ def test_what_is_said_of_pythae_is_so():
     assert count(pythae.samplers, pythae.samplers.BaseSampler) == 10 and "ten samplers" in text
 
 def test_every_module_has_a_page(site):
-    modules = {p.stem for p in (ROOT/"saaae").glob("*.py") if p.stem[0] != "_"}
+    modules = {".".join(p.relative_to(ROOT/"saaae").with_suffix("").parts) for p in (ROOT/"saaae").glob("**/[!_]*.py")}
     assert not [m for m in modules if f'id="saaae.{m}' not in re.sub("module-", "", (site/f"api/{m}.html").read_text(encoding="utf-8"))]
 
 @pytest.mark.parametrize("page", PAGES)
@@ -124,7 +124,6 @@ def commands() -> list[tuple[str, str]]:
 def is_refused(line: str) -> str:
     "Why a command cannot be right, or nothing: no such target, option, notebook, or parameter."
     from saaae.cli import parser
-    from saaae.training import Config
     words = shlex.split(line.split("#")[0])
     if words[0] == "make":
         return "" if len(words) == 1 or all(re.search(rf"^{re.escape(w)}:", (ROOT/"Makefile").read_text(), re.M) for w in words[1:] if "=" not in w) else "no such target"

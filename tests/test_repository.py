@@ -8,6 +8,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 import fill_readme
 
+NOTEBOOKS = sorted(ROOT.glob("nbs/**/*.ipynb"))
 SOURCES = ("nbs", "saaae", "settings.ini", "setup.py", "README.md")
 
 
@@ -43,15 +44,16 @@ def test_export_check_can_fail(copy):
 
 
 def test_no_module_without_a_notebook():
-    exported = {re.search(r"default_exp (\w+)", n.read_text())[1] for n in ROOT.glob("nbs/[0-9]*.ipynb")}
-    assert {p.stem for p in ROOT.glob("saaae/*.py")} == exported | {"__init__", "_modidx"}
+    exported = {m[1].replace(".", "/") for n in NOTEBOOKS if (m := re.search(r"default_exp ([\w.]+)", n.read_text()))}
+    found = {p.relative_to(ROOT / "saaae").with_suffix("").as_posix() for p in ROOT.glob("saaae/**/*.py")}
+    assert {name for name in found if not name.endswith("__init__")} == exported | {"_modidx"}
 
 
 def test_notebooks_are_clean(copy):
     assert changed_by(copy, "nbdev_clean") == ""
 
 
-@pytest.mark.parametrize("notebook", [n for n in sorted(ROOT.glob("nbs/*.ipynb")) if not n.stem[0].isdigit()], ids=lambda n: n.stem)
+@pytest.mark.parametrize("notebook", [n for n in NOTEBOOKS if "default_exp" not in n.read_text()], ids=lambda n: n.stem)
 def test_parameters_cell_is_tagged(notebook):
     cells = json.loads(notebook.read_text())["cells"]
     tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]

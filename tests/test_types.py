@@ -60,9 +60,12 @@ def fits(value, kind):
     return isinstance(value, get_origin(kind) or kind)
 
 
-@pytest.mark.parametrize("name", [m.name for m in pkgutil.iter_modules([str(ROOT / "saaae")]) if m.name[0] != "_"])
+MODULES = [m.name for m in pkgutil.walk_packages([str(ROOT / "saaae")], "saaae.") if not m.ispkg and "._" not in m.name]
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_public_signatures_are_typed(name):
-    module, wrong = importlib.import_module(f"saaae.{name}"), []
+    module, wrong = importlib.import_module(name), []
     for where, f in functions(module):
         signature = inspect.signature(f, eval_str=True)
         said = {p.name: p.annotation for p in signature.parameters.values() if p.name not in ("self", "cls")}

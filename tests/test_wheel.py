@@ -41,7 +41,7 @@ def installed(built, tmp_path_factory):
 
 def test_wheel_has_the_package_and_nothing_else(built):
     with zipfile.ZipFile(next(built.glob("*.whl"))) as f: names = {n for n in f.namelist() if ".dist-info/" not in n}
-    modules = {f"saaae/{p.name}" for p in ROOT.glob("saaae/*.py")}
+    modules = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("saaae/**/*.py")}
     assert names == modules | SHIPPED | {"saaae/py.typed"}
 
 
@@ -85,7 +85,8 @@ def test_runs_with_the_run_time_dependencies_only(built, installed):
     kept = run_time_distributions(next(built.glob('*.whl')))
     hidden = {top for top, owners in metadata.packages_distributions().items() if not {re.sub(r"[-_.]+", "-", o).lower() for o in owners} & kept} - {"saaae", "regex"} - sys.stdlib_module_names  # torchmetrics asks whether regex is installed, not whether it can be imported
     assert {"nbdev", "pytest", "accelerate", "pythae", "papermill"} <= hidden and not {"torch", "pandas", "safetensors"} & hidden
-    modules = sorted(p.stem for p in ROOT.glob("saaae/[!_]*.py") if p.stem not in ("explorer", "watching", "sweep"))
+    paths = [p for p in ROOT.glob("saaae/**/[!_]*.py") if p.stem not in ("explorer", "watching", "sweep")]
+    modules = sorted(".".join(p.relative_to(ROOT / "saaae").with_suffix("").parts) for p in paths)
     program = f"hidden = {hidden!r}{ONLY}" + "".join(f"import saaae.{m}\n" for m in modules) + "from saaae.cli import main\nsys.exit(main(['info', 'photos64']))"
     run = installed("-c", program)
     assert run.returncode == 0 and "photos64" in run.stdout, run.stderr[-2000:]
