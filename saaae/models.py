@@ -359,7 +359,7 @@ class VAE(nn.Module, OnDemand, Saveable):
 
 # %% ../nbs/03_models.ipynb #cell-26
 class SAAAE(VAE):
-    "The self-attention anchored VAE: the VAE whose posterior noise is gated by an importance from attention on the input."
+    "The self-attention anchored VAE: its posterior noise is gated by an importance from attention on the input."
     def __init__(
         self,
         image_size: int = 64,       # side of the square image, a multiple of 16
@@ -370,7 +370,8 @@ class SAAAE(VAE):
         scope: str = "image",       # how scores become importance: min-max over image or batch (published), or sigmoid
     ):
         super().__init__(image_size, width, latent)
-        if attention not in ATTENTION: raise ValueError(f"attention must be one of {', '.join(ATTENTION)}, not {attention!r}.")
+        if attention not in ATTENTION:
+            raise ValueError(f"attention must be one of {', '.join(ATTENTION)}, not {attention!r}.")
         self.floor, self.scope = floor, scope
         self.make_scores(attention)
 

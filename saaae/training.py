@@ -61,8 +61,8 @@ def check_field(
     name: str,
     kind: type,     # that the field has
     value: object,  # that it was given
-    choices: Mapping[str, tuple[str, ...]] = CHOICES,               # what may be chosen
-    ranges: Mapping[str, tuple[float, float | None]] = RANGES,      # the least and the greatest number
+    choices: Mapping[str, tuple[str, ...]] = CHOICES,           # what may be chosen
+    ranges: Mapping[str, tuple[float, float | None]] = RANGES,  # the least and the greatest number
 ) -> None:
     "Raise `ConfigError` unless `value` is of the field's type and within its range."
     def refuse(must: str): raise ConfigError(f"{name} must be {must}, not {value!r}.")
@@ -88,8 +88,10 @@ def check_device(device: str) -> None:
     if device.startswith("cuda") and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         if device != "cuda":
             raise ConfigError(f"device must be cuda with several processes, each of which has its own, not {device!r}.")
-        if not torch.cuda.is_available(): raise ConfigError("device: 'cuda' cannot be used: torch finds no CUDA device.")
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())  # which `cuda` then means
+        if not torch.cuda.is_available():
+            raise ConfigError("device: 'cuda' cannot be used: torch finds no CUDA device.")
+        own = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
+        torch.cuda.set_device(own)  # which `cuda` then means
     try: find_device(device)
     except ValueError as e: raise ConfigError(str(e)) from e
 
@@ -123,7 +125,7 @@ class Fields:
     seed: int = 42
     device: str = "auto"             # auto, cpu, cuda, cuda:1, ...
     arithmetic: str = "float32"      # of training: float32, tf32 (CUDA only) or bf16; figures are always in float32
-    compile: bool = False            # the networks by torch.compile: a minute at the start, for long runs; on CUDA as graphs
+    compile: bool = False            # the networks by torch.compile, for long runs: a minute at the start; CUDA graphs
     eval_every: int = 100            # epochs from one evaluation to the next, counted from the first
     grid_epochs: tuple[int, ...] = (*range(1, 3000, 100), 3000)  # epochs whose reconstructions are drawn
 
@@ -238,10 +240,12 @@ def check_config(cfg: Config) -> None:
 
 # %% ../nbs/04_training.ipynb #cell-18
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": dict(dataset="photos64", width=16, attention="patch", epochs=30, batch_size=64, lr=2e-3, schedule="one-cycle",
-                  eval_every=1, grid_epochs=(1, 2, 5, 10, 20, 30)),
-    "evidence": dict(dataset="photos64", image_size=32, patch_size=4, width=16, attention="patch", epochs=20, batch_size=64,
-                     lr=2e-3, schedule="one-cycle", eval_every=1, grid_epochs=(1, 20)),
+    "quick": dict(
+        dataset="photos64", width=16, attention="patch", epochs=30, batch_size=64, lr=2e-3, schedule="one-cycle",
+        eval_every=1, grid_epochs=(1, 2, 5, 10, 20, 30)),
+    "evidence": dict(
+        dataset="photos64", image_size=32, patch_size=4, width=16, attention="patch", epochs=20, batch_size=64,
+        lr=2e-3, schedule="one-cycle", eval_every=1, grid_epochs=(1, 20)),
     "stl10": {},
 }
 AnyConfig = TypeVar("AnyConfig", bound=Config)
@@ -311,7 +315,7 @@ def build_model(
     cfg: Config,
     gated: bool = True,  # False: the VAE that is its twin
 ) -> VAE:                # on the config's device
-    "The model that a config describes, with initial weights from its seed. Raises `ConfigError` for one too large for this machine."
+    "The model of a config, its initial weights from the seed. Raises `ConfigError` for one too large for this machine."
     weights = sum(p.numel() for p in blueprint(cfg, gated).parameters())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if (need := 16 * weights) > memory:  # a weight, its gradient and Adam's two
@@ -462,7 +466,7 @@ def train_epoch(
     loss, sse, kl = (losses.sum(0) / len(images)).tolist()
     return dict(epoch=epoch, lr=lr, train_loss=loss, train_mse=sse / 4, train_kl_charged_nats=kl)
 
-# %% ../nbs/04_training.ipynb #cell-38
+# %% ../nbs/04_training.ipynb #cell-40
 PACKAGES = ("torch", "torchvision", "torchmetrics", "einops", "numpy", "pillow", "safetensors")
 
 def git_state() -> dict[str, Any]:
@@ -505,7 +509,7 @@ def cut_rows(path: Path, epoch: int) -> None:
         raise TrainingError(f"{path} is damaged ({e}): bring it back, or go on without it by moving it away.") from e
     atomic_write(path, rows)
 
-# %% ../nbs/04_training.ipynb #cell-40
+# %% ../nbs/04_training.ipynb #cell-42
 CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 FINISHED = "images.sha256"  # what a finished run was trained on, and what came out
 FORMAT = 3  # of a checkpoint; 1 had no hash, 2 no images
@@ -583,7 +587,7 @@ def load_checkpoint(path: Path, learners: dict[str, Learner], cfg: Config, image
     if faults: raise TrainingError(f"{' '.join(faults)} Bring back what was there, or choose another folder (out).")
     return 0
 
-# %% ../nbs/04_training.ipynb #cell-42
+# %% ../nbs/04_training.ipynb #cell-44
 def read_config(folder: str | Path) -> dict[str, Any]:
     "The fields of the config of a run folder. Raises `TrainingError` if it cannot be read."
     path = Path(folder)/"config.json"
@@ -693,7 +697,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
     "A model's weights as safetensors."
     save_tensors(path, plain_state(model))
 
-# %% ../nbs/04_training.ipynb #cell-43
+# %% ../nbs/04_training.ipynb #cell-45
 @alone
 def train(
     models: Mapping[str, nn.Module],  # by name, as `build_models` leaves them; trained side by side on the same batches
@@ -704,6 +708,7 @@ def train(
     draw: Callable[[Mapping[str, nn.Module], int], None] | None = None,  # (models, epoch), at `grid_epochs`
     checkpoint_seconds: float = 60,   # the least time between checkpoints; 0: after every epoch
     log: Callable[[dict[str, Any]], None] | None = None,  # given each row that goes to metrics.csv, for a tracker
+    objective: Objective | None = None,  # what to minimise; `None`: what the config says
 ) -> None:
     "Train the models and leave metrics, config and weights in `folder`; goes on from a checkpoint. Raises `TrainingError`."
     folder, images, everyone = Path(folder), images.to(cfg.device), join(cfg.device)
@@ -712,7 +717,7 @@ def train(
     if not len(images):
         raise TrainingError(f"{images.name} has no images to train on: choose another dataset, or more train_images.")
     steps = cfg.epochs * math.ceil(len(images) / cfg.batch_size)
-    learners = {name: Learner(model, cfg, steps) for name, model in models.items()}
+    learners = {name: Learner(model, cfg, steps, objective) for name, model in models.items()}
     done, digest = open_run(folder, learners, images, cfg, everyone)
     stays = lambda: kept(folder) if everyone.main else "The main process says what is kept."
     per_epoch, last_save = len(models) * len(images), time.monotonic()
@@ -746,7 +751,7 @@ def train(
         (folder/PREVIOUS).unlink(missing_ok=True)  # the run is finished
     everyone.wait()  # until it is written
 
-# %% ../nbs/04_training.ipynb #cell-45
+# %% ../nbs/04_training.ipynb #cell-47
 def load_run(
     folder: str | Path,     # a finished run's
     device: str = "auto",   # where to put the models
@@ -768,7 +773,7 @@ def load_run(
             raise TrainingError(f"{e} Take the file from where it came; {changed}.") from e
     return cfg, models
 
-# %% ../nbs/04_training.ipynb #cell-49
+# %% ../nbs/04_training.ipynb #cell-51
 def finished_mark(folder: Path, images: Images) -> str:
     "What `trained` leaves when it is done: hashes of the images and of metrics.csv, each with its name."
     metrics, digest = folder/"metrics.csv", "none"

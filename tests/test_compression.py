@@ -11,7 +11,8 @@ from PIL import Image
 
 from saaae.compression import MAX_SIDE, CodecError, fit_codec, load_codec, payload_bytes, read_codec
 from saaae.data import photos64, save_tensors
-from saaae.training import build_model, configure, save_weights
+from saaae.lab.controls import configure
+from saaae.training import build_model, save_weights
 
 TOY = dict(epochs=1, width=2, train_images=40, test_images=8, probe_images=40, budgets=[16, 48, 384], device="cpu")
 

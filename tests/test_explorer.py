@@ -11,7 +11,8 @@ from PIL import Image
 from saaae.data import photos64
 from saaae.explorer import PAINTED, ExploreError, Explorer, load_pair, reproduce
 from saaae.masks import KINDS
-from saaae.training import build_models, configure, train
+from saaae.lab.controls import configure
+from saaae.training import build_models, train
 
 PAIR, PHOTOS = load_pair(), photos64("test", 6)
 

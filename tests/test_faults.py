@@ -16,9 +16,11 @@ from PIL import Image
 from saaae.aims import AIMS
 from saaae.attention import ATTENTION
 from saaae.data import DataError, Images, load_cache, load_images, photos64, read_tensors, read_weights, save_cache, save_tensors, stl10
-from saaae.models import GATES, SAAAE
+from saaae.lab.controls import configure
+from saaae.lab.gates import GATES
+from saaae.models import SAAAE
 from saaae.reparameterization import KL_KINDS, SCOPES, to_importance
-from saaae.training import CHECKPOINT, FINISHED, PREVIOUS, ConfigError, TrainingError, build_model, build_models, configure, load_run, train, trained
+from saaae.training import CHECKPOINT, FINISHED, PREVIOUS, ConfigError, TrainingError, build_model, build_models, load_run, train, trained
 
 TOY = dict(width=2, epochs=6, batch_size=8, image_size=16, train_images=16, latent=4, attention="patch", patches=2, patch_size=4, grid_epochs=(2, 6), device="cpu")
 CFG = configure("quick", **TOY)
@@ -27,7 +29,8 @@ import os, signal, sys, time
 from pathlib import Path
 from saaae.data import load_images
 from saaae.evaluation import evaluate, plot_grid, save_figure
-from saaae.training import build_models, configure, train
+from saaae.lab.controls import configure
+from saaae.training import build_models, train
 cfg = configure("quick", **{TOY!r})
 images = load_images(cfg.dataset, "train", 16, 16)
 def measure(model, epoch): return dict(mse=evaluate(model, images, cfg, ssim=False)["mse"])
@@ -531,7 +534,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, images, spoil):
 
 FIELDS = dict(
     image_size=st.sampled_from([0, 15, 16, 32, 48, 512]), latent=st.sampled_from([0, 1, 2, 7, "spatial", "round"]), batch_size=st.sampled_from([0, 1, 2, 3, 10**6, 2**63]), width=st.sampled_from([0, 1, 2]),
-    attention=st.sampled_from(list(ATTENTION)), floor=st.sampled_from([0, .1, 1, 2]), scope=st.sampled_from(SCOPES), gate=st.sampled_from(GATES), gate_value=st.sampled_from([None, None, 0, .5, 1]),
+    attention=st.sampled_from(list(ATTENTION)), floor=st.sampled_from([0, .1, 1, 2]), scope=st.sampled_from(SCOPES), gate=st.sampled_from(list(GATES)), gate_value=st.sampled_from([None, None, 0, .5, 1]),
     kl=st.sampled_from(KL_KINDS), beta=st.sampled_from([0, 1e-3, 1, 100, 10**400]), decoder_variance=st.sampled_from(["fixed", "optimal"]), noise_bank=st.booleans(), noise_std=st.sampled_from([0, .5, 10]),
     noise_varies=st.booleans(), shared_masks=st.booleans(), patches=st.sampled_from([0, 1, 16]), patch_size=st.sampled_from([0, 1, 15, 16]), t_range=st.sampled_from([1, 1, 4, 1e6]),
     multirate=st.sampled_from(["tempered", "tempered", "conditioned", "both"]), hold_mean=st.booleans(), regions=st.booleans(), trains=st.sampled_from(["everything", "decoder"]),

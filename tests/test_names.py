@@ -18,9 +18,11 @@ from saaae.compression import CodecError, fit_codec, load_codec
 from saaae.conditional import codes, decode, known_classes
 from saaae.data import DataError, Images
 from saaae.evaluation import evaluate, plot_grid
-from saaae.models import PRETRAINED, SAAAE, VAE, ClassConditional, load_weights, plain_state, unwrapped
+from saaae.lab.conditioned import ClassConditional, told_kind
+from saaae.lab.controls import configure
+from saaae.models import PRETRAINED, SAAAE, VAE, load_weights, plain_state, unwrapped
 from saaae.training import (
-    ConfigError, Learner, TrainingError, build_model, build_models, check_labels, configure, load_run, run_folder,
+    ConfigError, Learner, TrainingError, build_model, build_models, load_run, run_folder,
     save_weights, train, train_epoch, trained,
 )
 from saaae.watching import find_runs, read_runs
@@ -241,7 +243,7 @@ def test_labels_that_a_model_cannot_be_told_are_refused(tmp_path, labels, says):
     assert not list(tmp_path.glob("run/*.*"))
     for call in (lambda: codes(compiled(model), images, TOLD), lambda: decode(model, torch.zeros(2, 4), images.labels)):
         with pytest.raises(DataError, match="Labels must be from 0 to 1"): call()
-    check_labels(CFG, images)  # which tells no class
+    CFG.check_labels(images)  # which tells no class
 
 
 def test_labels_without_a_name_are_refused():
@@ -287,7 +289,7 @@ def test_arguments_of_the_model_replace_its_configs(saved, tmp_path):
     model = SAAAE.from_pretrained(saved, floor=.2)
     model.save_pretrained(tmp_path)
     assert model.floor == SAAAE.from_pretrained(tmp_path).floor == .2 and SAAAE.from_pretrained(saved).floor == .1
-    assert own(ClassConditional, classes=3).save_pretrained(tmp_path / "told") is None
+    assert own(told_kind(ClassConditional, SAAAE), classes=3).save_pretrained(tmp_path / "told") is None
     with pytest.raises(TypeError, match="clases is no argument"):
         ClassConditional.from_pretrained(tmp_path / "told", clases=3)
 
@@ -400,7 +402,7 @@ def test_a_run_of_another_device_and_arithmetic_is_opened_here(finished, tmp_pat
 
 
 def test_no_error_advises_deleting():
-    for path in (ROOT / "saaae").glob("*.py"):
+    for path in (ROOT / "saaae").rglob("*.py"):
         if path.name == "data.py": continue  # which names the damaged files of a download
         assert "delete" not in path.read_text().lower(), path
 

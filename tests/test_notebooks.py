@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted(ROOT.glob("nbs/[0-9]*.ipynb"))
+NOTEBOOKS = sorted(n for n in ROOT.glob("nbs/**/*.ipynb") if "#| default_exp" in n.read_text())
 
 
 def test_there_are_notebooks():
-    assert [n.stem for n in NOTEBOOKS] == [
+    assert [n.relative_to(ROOT / "nbs").with_suffix("").as_posix() for n in NOTEBOOKS] == [
         "00_data", "00b_aims", "01_attention", "02_reparameterization", "03_models", "04_training", "05_evaluation", "06_masks", "07_faithfulness",
         "08_variants", "09_sweep", "10_statistics", "11_protocol", "12_precision", "13_anchor", "14_restoration", "15_compression", "16_conditional",
-        "17_cli", "17b_commands", "18_explorer", "19_watching", "20_processes", "21_benchmark"]
+        "17_cli", "17b_commands", "18_explorer", "19_watching", "20_processes", "21_benchmark",
+        "lab/conditioned", "lab/controls", "lab/gates", "lab/objectives"]
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda n: n.stem)

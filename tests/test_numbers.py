@@ -14,11 +14,12 @@ from saaae.conditional import codes, decode, label_share, picture_errors
 from saaae.data import DataError, photos64
 from saaae.evaluation import evaluate, evaluate_images, plot_grid
 from saaae.faithfulness import removal_curves, sensitivity
+from saaae.lab.controls import configure
 from saaae.models import PRETRAINED, SAAAE, VAE
 from saaae.precision import map_rows, rebuild, region_rows, temper
 from saaae.reparameterization import AnchoredGaussian, RateError, meet_rate
 from saaae.restoration import model_restore, region_psnr
-from saaae.training import Learner, build_model, configure, train_epoch
+from saaae.training import Learner, build_model, train_epoch
 from saaae.variants import active_units, fitted_rate, prior_distance
 
 HALF = (torch.float16, torch.bfloat16)

@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 TRAIN = """
 import json, os, signal, sys
 from saaae.data import load_images
-from saaae.training import ConfigError, TrainingError, build_models, configure, train
+from saaae.lab.controls import configure
+from saaae.training import ConfigError, TrainingError, build_models, train
 
 rank, seen = int(os.environ.get("RANK", 0)), 0
 def breaks(how):

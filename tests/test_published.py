@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from saaae.data import Images, stream_seed
 from saaae.lab import one_page
+from saaae.lab.controls import configure
 from saaae.models import SAAAE, VAE
-from saaae.training import Learner, build_models, configure, train_epoch
+from saaae.training import Learner, build_models, train_epoch
 
 N, BATCH, EPOCHS = 20, 256, 3  # one batch an epoch, at the published batch size
 WEIGHTS = dict(vae=8_666_755, saaae=77_364_995)

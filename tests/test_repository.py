@@ -8,6 +8,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 import fill_readme
 
+NOTEBOOKS = sorted(ROOT.glob("nbs/**/*.ipynb"))
 SOURCES = ("nbs", "saaae", "settings.ini", "setup.py", "README.md")
 
 
@@ -52,7 +53,7 @@ def test_notebooks_are_clean(copy):
     assert changed_by(copy, "nbdev_clean") == ""
 
 
-@pytest.mark.parametrize("notebook", [n for n in sorted(ROOT.glob("nbs/*.ipynb")) if not n.stem[0].isdigit()], ids=lambda n: n.stem)
+@pytest.mark.parametrize("notebook", [n for n in NOTEBOOKS if "default_exp" not in n.read_text()], ids=lambda n: n.stem)
 def test_parameters_cell_is_tagged(notebook):
     cells = json.loads(notebook.read_text())["cells"]
     tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]

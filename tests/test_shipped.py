@@ -9,8 +9,8 @@ import torch
 from conftest import papermill
 from saaae.data import load_images
 from saaae.evaluation import evaluate, to_markdown
+from saaae.lab.controls import configure
 from saaae.models import SAAAE, VAE
-from saaae.training import configure
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "saaae" / "pretrained" / "photos64"

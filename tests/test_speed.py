@@ -7,7 +7,8 @@ import pytest
 from conftest import papermill
 from saaae.benchmark import loss_difference
 from saaae.data import photos64
-from saaae.training import Learner, build_model, build_models, configure, train_epoch
+from saaae.lab.controls import configure
+from saaae.training import Learner, build_model, build_models, train_epoch
 
 TOY = configure("quick", width=2, latent=4, image_size=16, patches=2, patch_size=4, epochs=2, grid_epochs=[1, 2], batch_size=16, train_images=40, attention="linear", device="cpu")
 

@@ -3,7 +3,7 @@ import json, os, re
 from collections.abc import Callable
 from pathlib import Path
 
-PAGES = ("README.md", "nbs/*.ipynb", "results/*/*.ipynb", "results/evidence/verdict.md", "results/precision/tries.md", "data/*/README.md", "saaae/pretrained/*/README.md")
+PAGES = ("README.md", "nbs/*.ipynb", "nbs/*/*.ipynb", "results/*/*.ipynb", "results/evidence/verdict.md", "results/precision/tries.md", "data/*/README.md", "saaae/pretrained/*/README.md")
 SHOWN = ("results/*/*.png", "results/*/*.md", "results/*/*/*.png", "results/compare/*", "results/bench/*.csv")  # what the site's own pages show
 MOVED = {"results/evidence/verdict.md": "results/evidence/effects.md"}  # beside verdict.ipynb, which would be the same page
 LINK = re.compile(r"(?<!`)(!?)\[([^\]\n]*)\]\(([^)\s]+)\)")
