@@ -23,7 +23,7 @@ NOTEBOOK := SAAAE_image_mask-linear.ipynb
 PAPERMILL := $(BIN)/papermill -k python3 --no-progress-bar --log-level ERROR --stdout-file /dev/stdout
 # JupyterLab refuses to run as root unless told; containers often are.
 JUPYTER := $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root)
-# Threads that wait sleep: beside other work a run is several times faster so, on an idle machine as fast.
+# Threads that wait sleep, rather than spin: alone a run is somewhat slower so, beside other work many times faster.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: reproduce evidence verdict check precision applications models bench full test test-slow explore watch docs \
@@ -43,40 +43,40 @@ reproduce: .venv/installed
 
 evidence: .venv/installed
 	@mkdir -p results/evidence
-	@$(PAPERMILL) nbs/evidence.ipynb results/evidence/evidence.ipynb
+	@$(PAPERMILL) nbs/lab/evidence.ipynb results/evidence/evidence.ipynb
 	@$(MAKE) --no-print-directory verdict
 
 verdict: .venv/installed
-	@$(PAPERMILL) nbs/verdict.ipynb results/evidence/verdict.ipynb
+	@$(PAPERMILL) nbs/lab/verdict.ipynb results/evidence/verdict.ipynb
 	@echo "results/evidence/verdict.md says what holds; verdict.ipynb shows it."
 
 VARIANT ?= saaae
 SEED ?= 0
 EXPERIMENT ?= evidence
 check: .venv/installed
-	@OMP_NUM_THREADS=1 $(BIN)/python -c 'import sys; from saaae.sweep import check_run; \
+	@OMP_NUM_THREADS=1 $(BIN)/python -c 'import sys; from saaae.lab.sweep import check_run; \
 		sys.exit(not check_run("$(EXPERIMENT)", "$(VARIANT)", $(SEED)))'
 
 precision: .venv/installed
 	@mkdir -p results/precision
-	@$(PAPERMILL) nbs/precision.ipynb results/precision/precision.ipynb
+	@$(PAPERMILL) nbs/lab/precision.ipynb results/precision/precision.ipynb
 	@echo "results/precision/goals.md says what was reached, tries.md what was tried; precision.ipynb shows it."
 
 # Two notebooks at a time, on one thread each: sooner done than one on two.
 applications: .venv/installed
 	@mkdir -p results/applications
-	@printf '%s\n' conditional denoising compression inpainting any_vae | OMP_NUM_THREADS=1 xargs -P 2 -I @ sh -c \
-		'echo "@ begins"; $(BIN)/papermill -k python3 --no-progress-bar --log-level ERROR nbs/@.ipynb results/applications/@.ipynb && echo "@ is done"'
+	@printf '%s\n' generation denoising compression inpainting any_vae | OMP_NUM_THREADS=1 xargs -P 2 -I @ sh -c \
+		'echo "@ begins"; $(BIN)/papermill -k python3 --no-progress-bar --log-level ERROR nbs/apps/@.ipynb results/applications/@.ipynb && echo "@ is done"'
 	@echo "results/applications has a table, a picture and an executed notebook for each."
 
 models: .venv/installed
 	@mkdir -p results/shipped
-	@$(PAPERMILL) nbs/shipped.ipynb results/shipped/shipped.ipynb
+	@$(PAPERMILL) nbs/tools/shipped.ipynb results/shipped/shipped.ipynb
 	@echo "The models and their card are in saaae/pretrained/photos64."
 
 bench: .venv/installed
 	@mkdir -p results/bench
-	@$(PAPERMILL) nbs/bench.ipynb results/bench/bench.ipynb
+	@$(PAPERMILL) nbs/tools/bench.ipynb results/bench/bench.ipynb
 	@for table in results/bench/*.md; do echo; cat $$table; done
 
 full: .venv/installed
@@ -91,10 +91,10 @@ test-slow: .venv/installed
 	@$(BIN)/python -m pytest -q -m slow tests
 
 explore: .venv/installed
-	@$(JUPYTER) --LabApp.default_url=/lab/tree/nbs/explore.ipynb
+	@$(JUPYTER) --LabApp.default_url=/lab/tree/nbs/tools/explore.ipynb
 
 watch: .venv/installed
-	@$(JUPYTER) --LabApp.default_url=/lab/tree/nbs/watch.ipynb
+	@$(JUPYTER) --LabApp.default_url=/lab/tree/nbs/tools/watch.ipynb
 
 docs: .venv/installed
 	@$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html

@@ -8,7 +8,8 @@ import torch
 from pythae.models import VAE as PythaeVAE, VAEConfig
 from pythae.models.base.base_utils import ModelOutput
 from pythae.models.nn import BaseDecoder, BaseEncoder
-from saaae.data import batches, photos64
+from saaae.data import batches
+from saaae.sources.photos64 import photos64
 from saaae.models import SAAAE, VAE
 
 SIZE, WIDTH, LATENT, BATCH, ROUNDS, STEPS = 64, 16, 128, 64, 5, 10

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SCOPES', 'KL_KINDS', 'T_MAX', 'minmax', 'to_importance', 'noise_gate', 'at_least_float32', 'AnchoredGaussian',
-           'TemperedGaussian', 'RateError', 'to_float64', 'check_budget', 'meet_rate']
+           'TemperedGaussian', 'RateError', 'to_float64', 'check_budget', 'meet_rate', 'Reconstruction', 'OnDemand']
 
 # %% ../nbs/02_reparameterization.ipynb #cell-02
 import math
+from dataclasses import dataclass
 
 import torch
 
@@ -193,3 +194,39 @@ def meet_rate(
         raise RateError(f"rate_bits = {budget[i].item():g} cannot be met in {str(t.dtype)[6:]}: image {i}, far wider "
                         f"than the prior, takes {found[i].item():.4g} bits at the nearest t. Try model.double().")
     return t.to(q.mu.device)
+
+# %% ../nbs/02_reparameterization.ipynb #cell-54
+@dataclass(frozen=True)
+class Reconstruction:
+    "What an image was rebuilt as, and from what."
+    x_hat: torch.Tensor          # `[b, 3, h, h]` in [-1, 1]
+    posterior: AnchoredGaussian  # what z was drawn from
+    t: torch.Tensor              # the precision, broadcasts to z
+
+    @property
+    def rate_bits(self) -> torch.Tensor:
+        "What the code of each image costs: the exact KL in bits, `[b]`."
+        return self.posterior.rate_bits()
+
+class OnDemand:
+    "Reconstruction at any precision, for a class with `posterior(x)` and `decode(z)`."
+    def reconstruct(
+        self,
+        x: torch.Tensor,                                # `[b, 3, h, h]` in [-1, 1]
+        rate_bits: torch.Tensor | float | None = None,  # the budget of each image in bits, one for all or `[b]`; `None`: `t` says
+        t: torch.Tensor | float = 1.,                   # precision where there is no budget: 0 sends nothing, 1 is the posterior
+        profile: torch.Tensor | float = 1.,             # relative precision of dimensions or places, broadcasts to z
+        generator: torch.Generator | None = None,       # where the noise of z comes from
+        sample: bool = True,                            # `False`: decode the mode
+        hold_mean: bool = True,                         # beyond t = 1 the mean stays (what decoders know)
+        **told: torch.Tensor,                           # more that `posterior` and `decode` take: the labels y
+    ) -> Reconstruction:
+        "Rebuild with a budget or a precision. Raises `RateError` for one that cannot be met, or is below 0."
+        q = self.posterior(x, **told)
+        if rate_bits is None:
+            t, profile = (torch.as_tensor(v, dtype=q.mu.dtype, device=q.mu.device) for v in (t, profile))
+            t = t * profile
+            if not (t >= 0).all(): raise RateError("t and profile must be at least 0 everywhere.")
+        else: t = meet_rate(q, rate_bits, profile, hold_mean)
+        q = q.temper(t, hold_mean)
+        return Reconstruction(self.decode(q.sample(generator) if sample else q.mode(), **told), q, t)

@@ -15,7 +15,7 @@ def papermill(notebook, out, root=ROOT, **parameters):
     "Run a notebook of a checkout as a user does, with `out` as its folder; returns the finished process."
     out.mkdir(parents=True, exist_ok=True)
     given = "\n".join(f"{k}: {json.dumps(v)}" for k, v in dict(parameters, out=str(out)).items())
-    command = [Path(sys.executable).with_name("papermill"), root / "nbs" / notebook, out / notebook, "-k", "python3", "-y", given,
+    command = [Path(sys.executable).with_name("papermill"), next((root / "nbs").rglob(notebook)), out / notebook, "-k", "python3", "-y", given,
                "--no-progress-bar", "--log-level", "ERROR", "--stdout-file", "/dev/stdout"]
     return subprocess.run(command, cwd=root, capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(root)))
 

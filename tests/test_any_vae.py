@@ -8,8 +8,11 @@ import torch
 from conftest import ROOT, papermill, rows
 from torch.distributions import Normal, kl_divergence
 
-from saaae.anchor import ANCHOR, anchor, anchored, read_gate
-from saaae.data import normalise, photos64, read_tensors, save_tensors
+from saaae.anchoring import anchor, anchored
+from saaae.runs.anchored import ANCHOR, read_gate
+from saaae.data import normalise
+from saaae.sources.files import read_tensors, save_tensors
+from saaae.sources.photos64 import photos64
 from saaae.models import VAE
 from saaae.precision import temper
 
@@ -57,12 +60,12 @@ def test_module_needs_neither_library():
         import sys
         sys.modules["diffusers"] = sys.modules["pythae"] = None  # import fails
         import torch
-        from saaae.anchor import anchor
+        from saaae.anchoring import anchor
         from saaae.models import VAE
         gate = anchor(VAE(32, 2, 4)).posterior(torch.rand(2, 3, 32, 32)).gate
         assert gate.shape == (2, 4) and (gate < 1).any()"""
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-    code = "import sys, saaae.anchor; assert not {'diffusers', 'pythae'} & set(sys.modules)"
+    code = "import sys, saaae.anchoring; assert not {'diffusers', 'pythae'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
@@ -228,7 +231,7 @@ def test_hub_calls(x, tmp_path, monkeypatch):
         return str(sent / filename)
 
     monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
-    monkeypatch.setattr("saaae.models.hf_hub_download", download)
+    monkeypatch.setattr("saaae.runs.pretrained.hf_hub_download", download)
     gated = anchor(VAE(32, 2, 4)).eval()
     gated.push_to_hub("somebody/anchored")
     assert {p.name for p in sent.iterdir()} == {"README.md", "config.json", "model.safetensors", ANCHOR}
@@ -328,7 +331,7 @@ def test_tutorial(tmp_path):
 
 
 def test_each_kind_takes_few_lines():
-    cells = ["".join(c["source"]) for c in json.loads((ROOT / "nbs" / "any_vae.ipynb").read_text())["cells"] if c["cell_type"] == "code"]
+    cells = ["".join(c["source"]) for c in json.loads((ROOT / "nbs" / "apps" / "any_vae.ipynb").read_text())["cells"] if c["cell_type"] == "code"]
     using = [c for c in cells if re.search(r"models\[\"[^\"]+\"\] = .*anchor\(vae", c)]
     assert len(using) == 4 and all(len(c.splitlines()) < 15 for c in using)
 

@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 from test_conditional import check_best
 
-from saaae.restoration import readme_table
+from saaae.apps.restoration import readme_table
 
 APPLICATIONS = ROOT / "results" / "applications"
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def lab(tmp_path):
     "The address of JupyterLab on a copy of the explorer."
-    shutil.copy(ROOT/"nbs/explore.ipynb", tmp_path)
+    shutil.copy(ROOT/"nbs/tools/explore.ipynb", tmp_path)
     settings = tmp_path/"settings"/"@jupyterlab"/"apputils-extension"/"notification.jupyterlab-settings"
     settings.parent.mkdir(parents=True)
     settings.write_text('{"fetchNews": "false"}')  # it would ask, in front of the controls

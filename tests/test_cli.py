@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saaae.cli import main
+from saaae.tools.cli import main
 
 ROOT = Path(__file__).parent.parent
 TOY = ("--image-size", "32", "--patch-size", "4", "--width", "2", "--latent", "4", "--device", "cpu")
@@ -16,7 +16,7 @@ TOY = ("--image-size", "32", "--patch-size", "4", "--width", "2", "--latent", "4
 
 def saaae(*line, cwd=None):
     "Run the command; returns the finished process."
-    return subprocess.run([sys.executable, "-c", "import sys; from saaae.cli import main; sys.exit(main())", *map(str, line)],
+    return subprocess.run([sys.executable, "-c", "import sys; from saaae.tools.cli import main; sys.exit(main())", *map(str, line)],
                           cwd=cwd, capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(ROOT)))
 
 
@@ -109,7 +109,7 @@ def test_a_reconstruction_is_a_function_of_the_file_alone(images, run, tmp_path)
 
 def test_help_and_version_import_nothing_heavy():
     for line in (["--version"], ["--help"], ["evaluate", "--help"], ["tran"]):
-        code = f"import sys\nfrom saaae.cli import main\ntry: main({line!r})\nexcept SystemExit: print(sorted({{'torch', 'numpy', 'PIL', 'matplotlib'}} & set(sys.modules)))"
+        code = f"import sys\nfrom saaae.tools.cli import main\ntry: main({line!r})\nexcept SystemExit: print(sorted({{'torch', 'numpy', 'PIL', 'matplotlib'}} & set(sys.modules)))"
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(ROOT)))
         assert run.stdout.splitlines()[-1] == "[]", (line, run.stderr)
 
@@ -164,11 +164,11 @@ def test_a_file_that_cannot_carry_the_rate_is_skipped_by_name(tmp_path):
 
 def test_the_folder_of_the_shipped_pair_is_the_pair():
     assert typed("evaluate", ROOT / "saaae" / "pretrained" / "photos64", "--dataset", "nowhere").stderr.startswith("saaae: dataset")
-    assert "epoch 30" in subprocess.run([sys.executable, "-m", "saaae.cli", "info", "photos64"], capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(ROOT))).stdout
+    assert "epoch 30" in subprocess.run([sys.executable, "-m", "saaae.tools.cli", "info", "photos64"], capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(ROOT))).stdout
 
 
 def test_a_terminal_without_arrows_is_no_fault(run, images):
-    line = [sys.executable, "-c", "import sys; from saaae.cli import main; sys.exit(main())", "evaluate", run, "--dataset", images]
+    line = [sys.executable, "-c", "import sys; from saaae.tools.cli import main; sys.exit(main())", "evaluate", run, "--dataset", images]
     done = subprocess.run(line, capture_output=True, text=True, encoding="latin-1", env=dict(os.environ, PYTHONPATH=str(ROOT), PYTHONIOENCODING="latin-1"))
     assert done.returncode == 0 and "MSE ?" in done.stdout, done.stderr
 

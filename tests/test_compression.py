@@ -9,10 +9,12 @@ import torch
 from conftest import ROOT, papermill, rows
 from PIL import Image
 
-from saaae.compression import MAX_SIDE, CodecError, fit_codec, load_codec, payload_bytes, read_codec
-from saaae.data import photos64, save_tensors
+from saaae.apps.codec import MAX_SIDE, CodecError, fit_codec, load_codec, payload_bytes, read_codec
+from saaae.sources.files import save_tensors
+from saaae.sources.photos64 import photos64
 from saaae.lab.controls import configure
-from saaae.training import build_model, save_weights
+from saaae.training import build_model
+from saaae.runs.folder import save_weights
 
 TOY = dict(epochs=1, width=2, train_images=40, test_images=8, probe_images=40, budgets=[16, 48, 384], device="cpu")
 
@@ -32,7 +34,7 @@ def run(tmp_path_factory):
 
 def command(*given, **env):
     "The command line in a process of its own."
-    return subprocess.run([sys.executable, "-m", "saaae.compression", *map(str, given)], cwd=ROOT, capture_output=True, text=True, env=os.environ | env)
+    return subprocess.run([sys.executable, "-m", "saaae.apps.codec", *map(str, given)], cwd=ROOT, capture_output=True, text=True, env=os.environ | env)
 
 
 def pictures(folder):

@@ -6,7 +6,7 @@ import pytest
 from conftest import papermill, rows
 from PIL import Image
 
-NOTEBOOK = "conditional.ipynb"
+NOTEBOOK = "generation.ipynb"
 TOY = dict(epochs=1, width=2, train_images=21, test_images=14, draws=2, batch_size=16, device="cpu")
 
 

@@ -71,11 +71,11 @@ def test_checker_finds_what_is_planted(site, tmp_path, planted):
 
 def test_reference_shows_shapes(site):
     def cells(page: str) -> str: return re.sub(r"<[^>]+>", "", (site/page).read_text(encoding="utf-8"))
-    models, training, gaussian = (cells(f"api/{m}.html") for m in ("models", "training", "reparameterization"))
+    models, config, gaussian = (cells(f"api/{m}.html") for m in ("models", "config", "reparameterization"))
     assert "[b, 3, h, h] in [-1, 1]" in models          # a method's parameter
     assert "mu and logvar, [b, latent] or [b, 2, 8, 8] each" in re.sub(r"\s+", " ", models)  # what comes back
     assert "what z was drawn from" in models            # a dataclass's field
-    assert "side in pixels, a multiple of 16" in training
+    assert "side in pixels, a multiple of 16" in config
     assert "importance [b, ...] in [0, 1]" in re.sub(r"\s+", " ", gaussian)  # a function's
     assert (site/"_modules/saaae/models.html").exists()  # the source
 
@@ -105,8 +105,8 @@ def test_code_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.+?)^```", (ROOT/f"docs/{page}.md").read_text(encoding="utf-8"), re.S | re.M)
     assert blocks
-    from saaae.variants import VARIANTS
-    monkeypatch.setattr("saaae.variants.VARIANTS", dict(VARIANTS))
+    from saaae.lab.variants import VARIANTS
+    monkeypatch.setattr("saaae.lab.variants.VARIANTS", dict(VARIANTS))
     torch.manual_seed(0)
     space = dict(FOLDER=tmp_path, __name__="page")
     for block in blocks: exec(compile(block, page, "exec"), space)
@@ -123,7 +123,7 @@ def commands() -> list[tuple[str, str]]:
 
 def is_refused(line: str) -> str:
     "Why a command cannot be right, or nothing: no such target, option, notebook, or parameter."
-    from saaae.cli import parser
+    from saaae.tools.cli import parser
     words = shlex.split(line.split("#")[0])
     if words[0] == "make":
         return "" if len(words) == 1 or all(re.search(rf"^{re.escape(w)}:", (ROOT/"Makefile").read_text(), re.M) for w in words[1:] if "=" not in w) else "no such target"
@@ -147,19 +147,23 @@ def test_commands_can_be_right():
     assert [(page, line, why) for page, line in given if (why := is_refused(line))] == []
 
 @pytest.mark.parametrize("line", ["make nothing", "saaae rebuild holiday", "saaae info", "saaae train --out a --epoch 3", "papermill nbs/nothing.ipynb out.ipynb",
-                                  ".venv/bin/papermill nbs/variant.ipynb out.ipynb -k python3 -p varient saaae"])
+                                  ".venv/bin/papermill nbs/lab/variant.ipynb out.ipynb -k python3 -p varient saaae"])
 def test_wrong_commands_are_found(line): assert is_refused(line)
 
 def test_faults_are_tested():
     "Each row of docs/faults.md names tests that pytest collects, and each test of tests/test_faults.py is in the table."
     rows = re.findall(r"^\| (?!Fault |-)(.+?) \| .+ \| (.+?) \|$", (ROOT/"docs/faults.md").read_text(encoding="utf-8"), re.M)
-    collect = lambda *which: set(re.findall(r"^tests/test_faults\.py::(.+)$", subprocess.run([sys.executable, "-m", "pytest", "--collect-only", "-q", *which, "tests/test_faults.py"],
-                                                                                        cwd=ROOT, capture_output=True, text=True).stdout, re.M))
+    def collect(*which):
+        "All tests, by their files."
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *which, "tests"]
+        said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+        return {(file, test) for file, test in re.findall(r"^(tests/\w+\.py)::(.+)$", said, re.M)}
     plain = lambda tests: {t.partition("[")[0] for t in tests}
-    every, slow = collect(), plain(collect("-m", "slow"))
+    by_file = collect()
+    every, own, slow = {t for _, t in by_file}, plain(t for f, t in by_file if f == "tests/test_faults.py"), plain(t for _, t in collect("-m", "slow"))
     named = {fault: re.findall(r"`([^`]+)`", cell) for fault, cell in rows}
     assert len(rows) > 20 and all(named.values())
     assert [n for names in named.values() for n in names if n not in every | plain(every) and not ("/" in n and (ROOT/n).is_file())] == []
     assert [fault for fault, cell in rows if ("(slow)" in cell) != bool(plain(named[fault]) & slow)] == []
     checks_another = {"test_enough_of_those_configs_trained"}
-    assert plain(every) - plain(n for names in named.values() for n in names) == checks_another
+    assert own - plain(n for names in named.values() for n in names) == checks_another

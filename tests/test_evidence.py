@@ -5,10 +5,11 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import ROOT, papermill, rows
-from saaae import sweep
-from saaae.sweep import check_run, complete_runs, run_config
-from saaae.training import ConfigError, configure
-from saaae.variants import VARIANTS, run_path, trained_gate, variant_config
+from saaae.lab import sweep
+from saaae.lab.sweep import check_run, complete_runs, run_config
+from saaae.config import ConfigError
+from saaae.lab.controls import configure
+from saaae.lab.variants import VARIANTS, run_path, trained_gate, variant_config
 
 TOY = dict(variants=["vae", "saaae", "constant"], seeds=2, epochs=2, width=2, train_images=40, test_images=40, batch_size=20, device="cpu")
 EVIDENCE = ROOT / "results" / "evidence"
@@ -98,7 +99,7 @@ def test_check_runs_a_run_again(toy, tmp_path, capsys, monkeypatch):
 
 SWEEP = """
 import sys
-from saaae.sweep import connect, sweep, sweep_grid
+from saaae.lab.sweep import connect, sweep, sweep_grid
 if __name__ == "__main__":
     with connect(1) as client:
         given = dict(width=2, train_images=40, test_images=20, epochs=100_000, device="cpu")

@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from saaae.data import photos64
-from saaae.explorer import PAINTED, ExploreError, Explorer, load_pair, reproduce
-from saaae.masks import KINDS
+from saaae.sources.photos64 import photos64
+from saaae.tools.explorer import PAINTED, ExploreError, Explorer, load_pair, reproduce
+from saaae.lab.masks import KINDS
 from saaae.lab.controls import configure
-from saaae.training import build_models, train
+from saaae.training import build_models
+from saaae.runs.folder import train
 
 PAIR, PHOTOS = load_pair(), photos64("test", 6)
 
@@ -164,6 +165,6 @@ def test_save_and_reproduce(explorer, tmp_path):
     with pytest.raises(ExploreError, match="differently"): reproduce(kept, PAIR)
 
 def test_an_unknown_pair_is_refused_at_once(monkeypatch):
-    monkeypatch.setattr("saaae.models.hf_hub_download", lambda *a, **k: pytest.fail("The Hub was asked."))
+    monkeypatch.setattr("saaae.runs.pretrained.hf_hub_download", lambda *a, **k: pytest.fail("The Hub was asked."))
     for name in ("photos65", "./runs/none", "no/such/run"):
         with pytest.raises(ExploreError, match="neither"): load_pair(name)

@@ -1,5 +1,5 @@
 "Faults, each met by the real program: docs/faults.md says what is promised."
-import errno, io, json, os, pickle, random, re, resource, signal, subprocess, sys, time
+import errno, io, json, os, pickle, random, re, signal, subprocess, sys, time
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -9,28 +9,38 @@ import psutil
 import pytest
 import safetensors.torch
 import torch
-from conftest import ROOT, papermill, rows
+from conftest import ROOT, rows
 from hypothesis import HealthCheck, Phase, example, given, settings, strategies as st
 from PIL import Image
 
-from saaae.aims import AIMS
+from saaae.lab.weights import AIMS
 from saaae.attention import ATTENTION
-from saaae.data import DataError, Images, load_cache, load_images, photos64, read_tensors, read_weights, save_cache, save_tensors, stl10
+from saaae.data import DataError, Images
+from saaae.sources.cache import load_cache, save_cache
+from saaae.sources.files import read_tensors, read_weights, save_tensors
+from saaae.sources.load import load_images
+from saaae.sources.photos64 import photos64
+from saaae.sources.stl10 import stl10
 from saaae.lab.controls import configure
 from saaae.lab.gates import GATES
 from saaae.models import SAAAE
 from saaae.reparameterization import KL_KINDS, SCOPES, to_importance
-from saaae.training import CHECKPOINT, FINISHED, PREVIOUS, ConfigError, TrainingError, build_model, build_models, load_run, train, trained
+from saaae.config import ConfigError
+from saaae.training import TrainingError, build_models
+from saaae.runs.checkpoint import CHECKPOINT, PREVIOUS
+from saaae.runs.folder import FINISHED, load_run, train, trained
 
 TOY = dict(width=2, epochs=6, batch_size=8, image_size=16, train_images=16, latent=4, attention="patch", patches=2, patch_size=4, grid_epochs=(2, 6), device="cpu")
 CFG = configure("quick", **TOY)
 PROGRAM = f"""
 import os, signal, sys, time
 from pathlib import Path
-from saaae.data import load_images
-from saaae.evaluation import evaluate, plot_grid, save_figure
+from saaae.sources.load import load_images
+from saaae.evaluation import evaluate, plot_grid
+from saaae.runs.report import save_figure
 from saaae.lab.controls import configure
-from saaae.training import build_models, train
+from saaae.training import build_models
+from saaae.runs.folder import train
 cfg = configure("quick", **{TOY!r})
 images = load_images(cfg.dataset, "train", 16, 16)
 def measure(model, epoch): return dict(mse=evaluate(model, images, cfg, ssim=False)["mse"])

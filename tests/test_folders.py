@@ -8,8 +8,10 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from saaae import data
-from saaae.data import DataError, find_files, find_images, folder_images, image_suffixes, photos64, split_images
+from saaae.sources import folder, photos64 as photographs, stl10 as archive
+from saaae.data import DataError
+from saaae.sources.folder import find_files, find_images, folder_images, image_suffixes, split_images
+from saaae.sources.photos64 import photos64
 
 
 @pytest.fixture(autouse=True)
@@ -255,8 +257,8 @@ def test_a_cache_knows_contents_and_not_times(root, cache, monkeypatch):
             picture(root / f"{i}.bmp", i + shift)
             os.utime(root / f"{i}.bmp", (0, 0))
     reads = []
-    plain = data.read_image
-    monkeypatch.setattr(data, "read_image", lambda path: reads.append(path) or plain(path))
+    plain = folder.read_image
+    monkeypatch.setattr(folder, "read_image", lambda path: reads.append(path) or plain(path))
     unpack(0)
     first = folder_images(root, "train", 8)
     unpack(100)  # other pixels under the same names, sizes and times
@@ -283,7 +285,7 @@ def test_a_cache_knows_classes(root):
 
 def installed(site):
     "The module as it is imported from a folder of packages."
-    spec = importlib.util.spec_from_file_location("data_elsewhere", site / "saaae" / "data.py")
+    spec = importlib.util.spec_from_file_location("saaae.sources.files_elsewhere", site / "saaae" / "sources" / "files.py")
     spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
     return module
 
@@ -292,22 +294,23 @@ def test_an_installed_package_writes_nothing_beside_itself(tmp_path, cache, monk
     "Data are in the clone; without one, among the user's caches; and where SAAAE_DATA says, in both cases."
     monkeypatch.delenv("SAAAE_DATA", raising=False)
     assert (here := installed(ROOT)).CLONE == ROOT and here.DATA == ROOT / "data"
-    (site := tmp_path / "site-packages" / "saaae").mkdir(parents=True)
-    shutil.copy(ROOT / "saaae" / "data.py", site)
-    there = installed(site.parent)
+    site = tmp_path / "site-packages"
+    (site / "saaae" / "sources").mkdir(parents=True)
+    shutil.copy(ROOT / "saaae" / "sources" / "files.py", site / "saaae" / "sources")
+    there = installed(site)
     assert (there.DATA, there.CLONE) == (cache / "saaae", None)
-    (site.parent / "nbs").mkdir()
-    (site.parent / "nbs" / "00_data.ipynb").touch()
-    assert (there := installed(site.parent)).DATA == site.parent / "data" and there.CLONE == site.parent
+    (site / "nbs").mkdir()
+    (site / "nbs" / "00_data.ipynb").touch()
+    assert (there := installed(site)).DATA == site / "data" and there.CLONE == site
     monkeypatch.setenv("SAAAE_DATA", str(tmp_path / "mine"))
-    assert installed(site.parent).DATA == tmp_path / "mine"
+    assert installed(site).DATA == tmp_path / "mine"
     monkeypatch.setenv("SAAAE_DATA", "here")
-    assert installed(site.parent).DATA == Path.cwd() / "here"
+    assert installed(site).DATA == Path.cwd() / "here"
 
 
 def test_downloads_go_where_data_are(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "DATA", tmp_path / "data")
+    for module in (archive, photographs): monkeypatch.setattr(module, "DATA", tmp_path / "data")
     def download(root, split, size): raise OSError(30, "Read-only file system", str(root))
-    monkeypatch.setattr(data, "resize_stl10", download)
-    with pytest.raises(DataError, match=f"written in {tmp_path / 'data' / 'STL10'}.*SAAAE_DATA"): data.stl10("train", 8)
+    monkeypatch.setattr(archive, "resize_stl10", download)
+    with pytest.raises(DataError, match=f"written in {tmp_path / 'data' / 'STL10'}.*SAAAE_DATA"): archive.stl10("train", 8)
     with pytest.raises(DataError, match="SAAAE_DATA"): photos64("train")

@@ -12,20 +12,22 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel
 
-from saaae import training
-from saaae.anchor import anchor, anchored
-from saaae.compression import CodecError, fit_codec, load_codec
-from saaae.conditional import codes, decode, known_classes
+from saaae.runs import folder as runs_folder
+from saaae.runs.checkpoint import learner_state, load_learner
+from saaae.anchoring import anchor, anchored
+from saaae.apps.codec import CodecError, fit_codec, load_codec
+from saaae.apps.conditional import codes, decode, known_classes
 from saaae.data import DataError, Images
 from saaae.evaluation import evaluate, plot_grid
 from saaae.lab.conditioned import ClassConditional, told_kind
 from saaae.lab.controls import configure
-from saaae.models import PRETRAINED, SAAAE, VAE, load_weights, plain_state, unwrapped
-from saaae.training import (
-    ConfigError, Learner, TrainingError, build_model, build_models, load_run, run_folder,
-    save_weights, train, train_epoch, trained,
-)
-from saaae.watching import find_runs, read_runs
+from saaae.models import SAAAE, VAE, unwrapped
+from saaae.runs.pretrained import PRETRAINED
+from saaae.runs.weights import load_weights, plain_state
+from saaae.config import ConfigError
+from saaae.training import Learner, TrainingError, build_model, build_models, train_epoch
+from saaae.runs.folder import load_run, run_folder, save_weights, train, trained
+from saaae.tools.watching import find_runs, read_runs
 
 TOY = dict(image_size=16, patches=2, patch_size=4, width=2, latent=4, attention="patch", epochs=2, batch_size=4)
 CFG = configure("quick", **TOY, grid_epochs=(1,), device="cpu")
@@ -156,21 +158,21 @@ def test_checkpoints_cross_between_wrapped_and_plain_models(form):
     images = some()
     first = Learner(build_model(CFG), CFG, steps=4)
     train_epoch(first, images, CFG, 1)
-    expected, rest = first.state()
+    expected, rest = learner_state(first)
     wrapped = Learner(WRAPPED[form](build_model(replace(CFG, seed=1))), CFG, steps=4)
-    wrapped.load(expected, rest)
-    state, again = wrapped.state()  # what a wrapped run writes
+    load_learner(wrapped, expected, rest)
+    state, again = learner_state(wrapped)  # what a wrapped run writes
     plain = Learner(build_model(CFG), CFG, steps=4)
-    plain.load(state, again)
-    for found in (state, plain.state()[0]):
+    load_learner(plain, state, again)
+    for found in (state, learner_state(plain)[0]):
         assert found.keys() == expected.keys() and all(torch.equal(v, expected[k]) for k, v in found.items())
     assert train_epoch(plain, images, CFG, 2) == train_epoch(first, images, CFG, 2)
 
 
 def test_checkpoints_with_the_names_of_wrappers_are_read():
-    tensors, rest = (first := Learner(build_model(CFG), CFG, steps=4)).state()
+    tensors, rest = learner_state(first := Learner(build_model(CFG), CFG, steps=4))
     older = {k.replace("model.", "model._orig_mod."): v for k, v in tensors.items()}
-    (plain := Learner(build_model(replace(CFG, seed=1)), CFG, steps=4)).load(older, rest)
+    load_learner(plain := Learner(build_model(replace(CFG, seed=1)), CFG, steps=4), older, rest)
     for name, weight in first.model.state_dict().items(): assert torch.equal(plain.model.state_dict()[name], weight)
 
 
@@ -317,7 +319,7 @@ def test_folders_are_found_however_they_are_named(saved, monkeypatch):
 
 
 def test_what_is_no_model_is_said_without_asking_the_hub(saved, tmp_path, monkeypatch):
-    monkeypatch.setattr("saaae.models.hf_hub_download", lambda *a, **k: pytest.fail("The Hub was asked."))
+    monkeypatch.setattr("saaae.runs.pretrained.hf_hub_download", lambda *a, **k: pytest.fail("The Hub was asked."))
     monkeypatch.chdir(tmp_path)
     Path("runs/one").mkdir(parents=True)
     torch.save(own().state_dict(), "runs/last.ckpt")
@@ -335,7 +337,7 @@ def test_what_is_no_model_is_said_without_asking_the_hub(saved, tmp_path, monkey
 def test_what_the_hub_does_not_have_is_said(monkeypatch):
     from huggingface_hub.errors import LocalEntryNotFoundError
     def offline(*args, **given): raise LocalEntryNotFoundError("No connection.\nTry again.")
-    monkeypatch.setattr("saaae.models.hf_hub_download", offline)
+    monkeypatch.setattr("saaae.runs.pretrained.hf_hub_download", offline)
     says = r"^runs/mine is no folder here, and the Hub gives no \S+ of it: No connection.$"
     for kind in (VAE, anchored(VAE)):
         with pytest.raises(DataError, match=says): kind.from_pretrained("runs/mine")
@@ -403,7 +405,7 @@ def test_a_run_of_another_device_and_arithmetic_is_opened_here(finished, tmp_pat
 
 def test_no_error_advises_deleting():
     for path in (ROOT / "saaae").rglob("*.py"):
-        if path.name == "data.py": continue  # which names the damaged files of a download
+        if path.name == "stl10.py": continue  # which names the damaged files of a download
         assert "delete" not in path.read_text().lower(), path
 
 
@@ -426,10 +428,10 @@ def test_a_damaged_table_of_speeds_stops_nothing_for_good(tmp_path):
 
 
 def test_an_installed_package_writes_nothing_beside_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "CLONE", None)
+    monkeypatch.setattr(runs_folder, "CLONE", None)
     monkeypatch.chdir(tmp_path)
     assert run_folder(None, CFG) == tmp_path / "results" / "quick"
-    assert training.git_state() == dict(commit=None, modified=None)
+    assert runs_folder.git_state() == dict(commit=None, modified=None)
 
 
 def test_the_commit_is_this_programs_and_not_that_of_a_repository_around_it(tmp_path, monkeypatch):
@@ -441,7 +443,7 @@ def test_the_commit_is_this_programs_and_not_that_of_a_repository_around_it(tmp_
         command = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-C", tmp_path, *args]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     git("init"), git("add", "mine.py"), git("commit", "-m", "mine")
-    monkeypatch.setattr(training, "CLONE", copy)
-    assert training.git_state() == dict(commit=None, modified=None)
+    monkeypatch.setattr(runs_folder, "CLONE", copy)
+    assert runs_folder.git_state() == dict(commit=None, modified=None)
     git("add", "."), git("commit", "-m", "with it")
-    assert training.git_state() == dict(commit=git("rev-parse", "HEAD"), modified=False)
+    assert runs_folder.git_state() == dict(commit=git("rev-parse", "HEAD"), modified=False)

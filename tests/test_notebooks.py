@@ -10,10 +10,14 @@ NOTEBOOKS = sorted(n for n in ROOT.glob("nbs/**/*.ipynb") if "#| default_exp" in
 
 def test_there_are_notebooks():
     assert [n.relative_to(ROOT / "nbs").with_suffix("").as_posix() for n in NOTEBOOKS] == [
-        "00_data", "00b_aims", "01_attention", "02_reparameterization", "03_models", "04_training", "05_evaluation", "06_masks", "07_faithfulness",
-        "08_variants", "09_sweep", "10_statistics", "11_protocol", "12_precision", "13_anchor", "14_restoration", "15_compression", "16_conditional",
-        "17_cli", "17b_commands", "18_explorer", "19_watching", "20_processes", "21_benchmark",
-        "lab/conditioned", "lab/controls", "lab/gates", "lab/objectives"]
+        "00_data", "01_attention", "02_reparameterization", "03_models", "03b_config", "04_training",
+        "05_evaluation", "06_precision", "07_anchoring", "apps/codec", "apps/conditional", "apps/restoration",
+        "lab/conditioned", "lab/controls", "lab/faithfulness", "lab/gates", "lab/masks", "lab/objectives",
+        "lab/protocol", "lab/rates", "lab/statistics", "lab/sweep", "lab/variants", "lab/weights", "one_page",
+        "runs/anchored", "runs/checkpoint", "runs/folder", "runs/pretrained", "runs/processes", "runs/report",
+        "runs/weights", "sources/cache", "sources/files", "sources/folder", "sources/images", "sources/load",
+        "sources/photos64", "sources/stl10", "tools/benchmark", "tools/cli", "tools/commands", "tools/explorer",
+        "tools/watching"]
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda n: n.stem)

@@ -8,19 +8,22 @@ import torch
 from PIL import Image
 from torch.overrides import TorchFunctionMode
 
-from saaae.aims import AIMS
-from saaae.compression import CodecError, fit_codec, load_codec, main
-from saaae.conditional import codes, decode, label_share, picture_errors
-from saaae.data import DataError, photos64
+from saaae.lab.weights import AIMS
+from saaae.apps.codec import CodecError, fit_codec, load_codec, main
+from saaae.apps.conditional import codes, decode
+from saaae.data import DataError
+from saaae.sources.photos64 import photos64
 from saaae.evaluation import evaluate, evaluate_images, plot_grid
-from saaae.faithfulness import removal_curves, sensitivity
+from saaae.lab.faithfulness import removal_curves, sensitivity
 from saaae.lab.controls import configure
-from saaae.models import PRETRAINED, SAAAE, VAE
-from saaae.precision import map_rows, rebuild, region_rows, temper
+from saaae.models import SAAAE, VAE
+from saaae.runs.pretrained import PRETRAINED
+from saaae.precision import temper
+from saaae.lab.rates import map_rows, rebuild, region_rows
 from saaae.reparameterization import AnchoredGaussian, RateError, meet_rate
-from saaae.restoration import model_restore, region_psnr
+from saaae.apps.restoration import model_restore, region_psnr
 from saaae.training import Learner, build_model, train_epoch
-from saaae.variants import active_units, fitted_rate, prior_distance
+from saaae.lab.variants import active_units, fitted_rate, prior_distance
 
 HALF = (torch.float16, torch.bfloat16)
 TYPES = (*HALF, torch.float32, torch.float64)
@@ -277,7 +280,7 @@ def test_figures_do_not_depend_on_the_batch_size(more, images):
 
 @pytest.mark.parametrize("batch_size", [3, 64])
 def test_other_measurements_do_not_depend_on_the_batch_size(batch_size, images, monkeypatch):
-    monkeypatch.setattr("saaae.precision.LEVELS", (.5,)), monkeypatch.setattr("saaae.precision.CONTRASTS", (4.,))
+    monkeypatch.setattr("saaae.lab.rates.LEVELS", (.5,)), monkeypatch.setattr("saaae.lab.rates.CONTRASTS", (4.,))
     def found(size):
         cfg = replace(CFG, batch_size=size, gate="precision", t_range=4.)
         model, x = talkative(cfg), 2 * images.pixels / 255 - 1
@@ -327,7 +330,7 @@ def test_hidden_places_count_for_the_images_that_they_are_in(images, monkeypatch
     def oracle(model, q, x, weights, rate_bits):
         given.append(weights)
         return 1.
-    monkeypatch.setattr("saaae.precision.oracle_profile", oracle), monkeypatch.setattr("saaae.precision.BENDS", (1.,))
+    monkeypatch.setattr("saaae.lab.rates.oracle_profile", oracle), monkeypatch.setattr("saaae.lab.rates.BENDS", (1.,))
     map_rows(talkative(cfg), few, few, cfg, masks)
     weights = torch.cat(given).reshape(len(AIMS), 6, 1, 32, 32)[list(AIMS).index("hidden")]
     close(weights / weights.amax((1, 2, 3), keepdim=True), .1 + .9 * masks.float())

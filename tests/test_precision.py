@@ -3,9 +3,9 @@ import csv, json, math, re, shutil
 
 import pytest
 from conftest import ROOT, papermill, rows
-from saaae.sweep import complete_runs, run_config
-from saaae.training import configure
-from saaae.variants import PRECISION, TRIED, variant_config
+from saaae.lab.sweep import complete_runs, run_config
+from saaae.lab.controls import configure
+from saaae.lab.variants import PRECISION, TRIED, variant_config
 
 RESULTS = ROOT / "results" / "precision"
 TOY = dict(variants=["vae", "tempered", "conditioned", "spatial_regions", "spatial_attention_edges"], seeds=2, epochs=1, width=2, train_images=20,

@@ -8,16 +8,19 @@ import pandas as pd
 import pytest
 import safetensors.torch
 
-from saaae.cli import main
-from saaae.data import read_tensors
-from saaae.training import CHECKPOINT, sole
+from saaae.tools.cli import main
+from saaae.sources.files import read_tensors
+from saaae.runs.checkpoint import CHECKPOINT
+from saaae.runs.folder import sole
 
 ROOT = Path(__file__).parent.parent
 TRAIN = """
 import json, os, signal, sys
-from saaae.data import load_images
+from saaae.sources.load import load_images
 from saaae.lab.controls import configure
-from saaae.training import ConfigError, TrainingError, build_models, train
+from saaae.config import ConfigError
+from saaae.training import TrainingError, build_models
+from saaae.runs.folder import train
 
 rank, seen = int(os.environ.get("RANK", 0)), 0
 def breaks(how):
@@ -115,7 +118,7 @@ def test_any_number_of_processes_gives_the_numbers_of_one(alone, tmp_path, count
 def test_the_command_behind_accelerate(tmp_path):
     "The command, unchanged, by Accelerate's launcher; the same in one process."
     script = tmp_path/"saaae"
-    script.write_text(f"#!{sys.executable}\nimport sys\nfrom saaae.cli import main\nsys.exit(main())\n")
+    script.write_text(f"#!{sys.executable}\nimport sys\nfrom saaae.tools.cli import main\nsys.exit(main())\n")
     script.chmod(0o755)
     line = "train --dataset photos64 --image-size 16 --patch-size 4 --width 2 --latent 4 --train-images 20 --test-images 5 --epochs 2 --batch-size 8 --device cpu --out".split()
     assert main([*line, str(tmp_path/"one")]) == 0

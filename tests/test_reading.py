@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from saaae.data import DataError, folder_images, read_image
+from saaae.data import DataError
+from saaae.sources.folder import folder_images
+from saaae.sources.images import read_image
 
 RNG = np.random.RandomState(0)
 PIXELS = RNG.randint(0, 256, (6, 8, 3)).astype(np.uint8)

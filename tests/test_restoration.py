@@ -7,9 +7,9 @@ import pytest
 from conftest import papermill, rows
 from PIL import Image
 
-from saaae.data import photos64
-from saaae.masks import evaluation_masks
-from saaae.restoration import INPAINTERS, inpaint
+from saaae.sources.photos64 import photos64
+from saaae.lab.masks import evaluation_masks
+from saaae.apps.restoration import INPAINTERS, inpaint
 
 TOY = dict(epochs=1, width=2, train_images=20, test_images=8, batch_size=10, tune=1, device="cpu")
 

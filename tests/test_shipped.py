@@ -7,8 +7,9 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import papermill
-from saaae.data import load_images
-from saaae.evaluation import evaluate, to_markdown
+from saaae.sources.load import load_images
+from saaae.evaluation import evaluate
+from saaae.runs.report import to_markdown
 from saaae.lab.controls import configure
 from saaae.models import SAAAE, VAE
 

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from conftest import papermill
-from saaae.benchmark import loss_difference
-from saaae.data import photos64
+from saaae.tools.benchmark import loss_difference
+from saaae.sources.photos64 import photos64
 from saaae.lab.controls import configure
 from saaae.training import Learner, build_model, build_models, train_epoch
 

@@ -6,13 +6,16 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from saaae.data import folder_images, photos64
+from saaae.sources.folder import folder_images
+from saaae.sources.photos64 import photos64
 
 MEASURE = """
 import re, sys
 import numpy as np
 from pathlib import Path
-from saaae.data import batches, gather, open_cache, stl10, write_cache
+from saaae.data import batches
+from saaae.sources.cache import gather, open_cache, write_cache
+from saaae.sources.stl10 import stl10
 import torch
 torch.set_num_threads(1)
 def anonymous(): return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024  # MB
@@ -87,7 +90,7 @@ def test_stl10_is_read_without_loading_its_file(tmp_path):
 BUILD = """
 import sys, warnings
 warnings.simplefilter("error")
-from saaae.data import folder_images
+from saaae.sources.folder import folder_images
 print(folder_images(sys.argv[1], "train", 16).sha256())
 """
 
@@ -113,14 +116,15 @@ def test_several_processes_build_at_once(folder, tmp_path):
 
 def test_killed_while_building(folder, tmp_path):
     "SIGKILL at the 100th image: half a file is left under another name, and goes with the next build."
-    die = BUILD.replace("print", """import os, signal, saaae.data as data
-plain, n = data.read_image, 0
+    die = BUILD.replace("print", """import os, signal
+from saaae.sources import folder
+plain, n = folder.read_image, 0
 def read_image(path):
     global n
     n += 1
     if n == 100: os.kill(os.getpid(), signal.SIGKILL)
     return plain(path)
-data.read_image = read_image
+folder.read_image = read_image
 print""")
     env = dict(os.environ, PYTHONPATH=str(ROOT), XDG_CACHE_HOME=str(tmp_path / "cache"), OMP_NUM_THREADS="1")
     assert subprocess.run([sys.executable, "-c", die, folder], env=env, cwd=ROOT).returncode == -9
@@ -133,7 +137,8 @@ print""")
 CANNOT = """
 import resource, sys, warnings
 if sys.argv[2] == "full": resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
-from saaae.data import folder_images, photos64
+from saaae.sources.folder import folder_images
+from saaae.sources.photos64 import photos64
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
     print(folder_images(sys.argv[1], "train", 16).sha256(), photos64("test", size=8).sha256())
@@ -155,8 +160,10 @@ def test_a_cache_that_cannot_be_written(folder, tmp_path, how):
 START = """
 import sys
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from saaae.data import load_images
-from saaae.training import build_models, configure, train
+from saaae.sources.load import load_images
+from saaae.config import configure
+from saaae.training import build_models
+from saaae.runs.folder import train
 cfg = configure("quick", device="cpu", width=2, image_size=16, patch_size=4, batch_size=8)
 def first_step(*_):
     print("\\nimported:", *sorted({"pandas", "matplotlib", "scipy", "sklearn", "torchmetrics", "constriction", "accelerate", "IPython"} & set(sys.modules)))

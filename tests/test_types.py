@@ -11,11 +11,13 @@ ROOT = Path(__file__).parent.parent
 MODULES = [m.name for m in pkgutil.walk_packages([str(ROOT / "saaae")], "saaae.") if not m.ispkg and "._" not in m.name]
 USED = """
 import torch
-from saaae.anchor import anchor
+from saaae.anchoring import anchor
 from saaae.models import SAAAE, VAE
 from saaae.precision import temper
-from saaae.training import build_models, configure, load_run, trained
-from saaae.data import photos64
+from saaae.config import configure
+from saaae.training import build_models
+from saaae.runs.folder import load_run, trained
+from saaae.sources.photos64 import photos64
 
 class Mine(VAE): ...
 
@@ -28,7 +30,7 @@ done: bool = trained(build_models(configure("quick", epochs=2)), photos64("train
 """
 WRONG = """
 from saaae.models import SAAAE, VAE
-from saaae.training import load_run, train
+from saaae.runs.folder import load_run, train
 shipped: SAAAE = VAE.from_pretrained("photos64")
 load_run(3)
 train({}, [], 1, "somewhere")
@@ -89,3 +91,10 @@ def test_a_type_checker_accepts_what_users_write_and_nothing_else(tmp_path):
     assert [line for line in said if line.startswith("wrong.py") and "error" in line and re.match(r"wrong.py:[456]:", line)], said
     assert {line.split(":")[1] for line in said if line.startswith("wrong.py")} == {"4", "5", "6"}
     assert [line for line in said if "error:" in line and not line.startswith("wrong.py")] == []
+
+
+def test_the_names_of_the_package():
+    from saaae import SAAAE, VAE, anchor, temper
+    from saaae import anchoring, models, precision
+    assert (SAAAE, VAE, anchor, temper) == (models.SAAAE, models.VAE, anchoring.anchor, precision.temper)
+    with pytest.raises(ImportError, match="cannot import name 'GAN'"): from saaae import GAN

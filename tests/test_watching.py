@@ -9,10 +9,13 @@ from conftest import ROOT, papermill
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from saaae import watching
-from saaae.data import load_images
-from saaae.training import ConfigError, append_row, build_models, configure, train
-from saaae.watching import View, check_tracker, colour, draw_runs, png, tracking
+from saaae.tools import watching
+from saaae.sources.load import load_images
+from saaae.config import ConfigError, configure
+from saaae.training import build_models
+from saaae.runs.checkpoint import append_row
+from saaae.runs.folder import train
+from saaae.tools.watching import View, check_tracker, colour, draw_runs, png, tracking
 
 TOY = configure("quick", width=2, latent=4, image_size=16, patches=2, patch_size=4, epochs=4, grid_epochs=[1], batch_size=8, train_images=16, device="cpu")
 
@@ -21,8 +24,10 @@ import sys, time
 import matplotlib; matplotlib.use("agg")
 import matplotlib.pyplot as plt
 from pathlib import Path
-from saaae.data import load_images
-from saaae.training import build_models, configure, train
+from saaae.sources.load import load_images
+from saaae.config import configure
+from saaae.training import build_models
+from saaae.runs.folder import train
 cfg = configure("quick", width=2, latent=4, image_size=16, patches=2, patch_size=4, epochs=6, grid_epochs=[1, 3, 6], batch_size=8, train_images=16, device="cpu")
 folder = Path(sys.argv[1])
 def draw(models, epoch):
@@ -161,7 +166,7 @@ def test_notebook_draws_once_headless(tmp_path):
             for epoch in (1, 2, 3):
                 append_row(run / "metrics.csv", dict(model=variant, epoch=epoch, mse=(9 + seed) / epoch))
     runs = [f"{tmp_path}/{v}/seed_*" for v in ("vae", "saaae")] + [str(ROOT / "results" / "quick"), "nowhere"]
-    command = [sys.executable, "-m", "papermill", ROOT / "nbs" / "watch.ipynb", tmp_path / "seen.ipynb",
+    command = [sys.executable, "-m", "papermill", ROOT / "nbs" / "tools" / "watch.ipynb", tmp_path / "seen.ipynb",
                "-k", "python3", "--no-progress-bar", "-y", json.dumps(dict(runs=runs))]
     done = subprocess.run(command, capture_output=True, text=True, env={k: v for k, v in os.environ.items() if k != "JPY_SESSION_NAME"} | dict(PYTHONPATH=str(ROOT)))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -175,12 +180,12 @@ def test_live_view_runs_on_the_kernel_s_own_loop(tmp_path):
     import nbformat
     from nbclient import NotebookClient
     append_row(tmp_path / "metrics.csv", dict(model="vae", epoch=1, mse=1.))
-    notebook = nbformat.read(ROOT / "nbs" / "watch.ipynb", 4)
+    notebook = nbformat.read(ROOT / "nbs" / "tools" / "watch.ipynb", 4)
     setting = next(i for i, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", []))
     notebook.cells.insert(setting + 1, nbformat.v4.new_code_cell(f"runs, every, live = {str(tmp_path)!r}, .2, True"))
     notebook.cells += [nbformat.v4.new_code_cell(s) for s in (
-        "import asyncio\nfrom pathlib import Path\nfrom saaae.training import append_row\nwhile not len(view.rows): await asyncio.sleep(.1)\nprint(len(view.rows))",
-        f"append_row(Path(view.rows.run[0])/'metrics.csv', dict(model='vae', epoch=2, mse=.5))\nwhile len(view.rows) < 2: await asyncio.sleep(.1)\nprint(len(view.rows), view.task.done())")]
+        "import asyncio\nfrom pathlib import Path\nfrom saaae.runs.checkpoint import append_row\nwhile not len(view.rows): await asyncio.sleep(.1)\nprint(len(view.rows))",
+        "append_row(Path(view.rows.run[0])/'metrics.csv', dict(model='vae', epoch=2, mse=.5))\nwhile len(view.rows) < 2: await asyncio.sleep(.1)\nprint(len(view.rows), view.task.done())")]
     done = NotebookClient(notebook, timeout=900, kernel_name="python3", resources=dict(metadata=dict(path=str(ROOT / "nbs")))).execute()
     assert [c.outputs[0].text for c in done.cells[-2:]] == ["1\n", "2 False\n"]
     assert any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for c in done.cells for o in c.get("outputs", []))

@@ -88,7 +88,7 @@ def test_runs_with_the_run_time_dependencies_only(built, installed):
     modules = sorted(p for p in ROOT.glob("saaae/**/[!_]*.py") if p.stem not in ("explorer", "watching", "sweep"))
     names = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in modules]
     program = f"hidden = {hidden!r}{ONLY}" + "".join(f"import {name}\n" for name in names)
-    program += "from saaae.cli import main\nsys.exit(main(['info', 'photos64']))"
+    program += "from saaae.tools.cli import main\nsys.exit(main(['info', 'photos64']))"
     run = installed("-c", program)
     assert run.returncode == 0 and "photos64" in run.stdout, run.stderr[-2000:]
     assert "No module named 'nbdev'" in installed("-c", f"hidden = {hidden!r}{ONLY}import nbdev").stderr

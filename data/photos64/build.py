@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from saaae.data import cut_crops, read_image
+from saaae.sources.images import read_image
+from saaae.sources.photos64 import cut_crops
 
 HERE = Path(__file__).parent
 SHORT_SIDE = 144    # pixels kept of the shorter side: enough for crops of 40 to 100 % of it, and all photographs fit in 12 MB

@@ -13,14 +13,14 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..aims import AIMS
+from .weights import AIMS
 from ..data import Corruption, Images
 from .conditioned import ClassConditional, Conditioned, told_kind
 from .gates import GATES
 from .objectives import AllRates, NoiseBank, OptimalVariance, Places, Regions, Weighted
 from ..models import VAE
-from ..training import Config, ConfigError, Objective, from_preset
-from ..training import CHOICES as OWN_CHOICES, PRESETS as OWN_PRESETS, RANGES as OWN_RANGES
+from ..config import Config, ConfigError, Objective, from_preset
+from ..config import CHOICES as OWN_CHOICES, PRESETS as OWN_PRESETS, RANGES as OWN_RANGES
 
 # %% ../../nbs/lab/controls.ipynb #cell-05
 CHOICES = OWN_CHOICES | dict(
@@ -44,7 +44,7 @@ class LabFields(Config):
     # objective
     decoder_variance: str = "fixed"  # fixed: squared error; optimal: the variance that fits each batch best (sigma-VAE)
     noise_bank: bool = False         # the same 256 noise vectors again and again (published)
-    aim: str = "everything"          # which pixels matter: see `saaae.aims.AIMS`
+    aim: str = "everything"          # which pixels matter: see `saaae.lab.weights.AIMS`
     # all rates in one model
     t_range: float = 1.              # the precision of each image is drawn from [1 / t_range, t_range]; 1: no range
     multirate: str = "tempered"      # how it is used: tempered posterior, conditioned networks, or both

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from einops import repeat
 
-from ..aims import AIMS, aim_weights
+from .weights import AIMS, aim_weights
 from ..models import PLACES
 from ..reparameterization import AnchoredGaussian
-from ..training import Batch, Objective
+from ..config import Batch, Objective
 
 # %% ../../nbs/lab/objectives.ipynb #cell-05
 @dataclass(frozen=True)
