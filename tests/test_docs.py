@@ -154,13 +154,17 @@ def test_wrong_commands_are_found(line): assert is_refused(line)
 def test_faults_are_tested():
     "Each row of docs/faults.md names tests that pytest collects, and each test of tests/test_faults.py is in the table."
     rows = re.findall(r"^\| (?!Fault |-)(.+?) \| .+ \| (.+?) \|$", (ROOT/"docs/faults.md").read_text(encoding="utf-8"), re.M)
-    collect = lambda *which: set(re.findall(r"^tests/test_faults\.py::(.+)$", subprocess.run([sys.executable, "-m", "pytest", "--collect-only", "-q", *which, "tests/test_faults.py"],
-                                                                                        cwd=ROOT, capture_output=True, text=True).stdout, re.M))
+    def collect(*which):
+        "All tests, by their files."
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *which, "tests"]
+        said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+        return {(file, test) for file, test in re.findall(r"^(tests/\w+\.py)::(.+)$", said, re.M)}
     plain = lambda tests: {t.partition("[")[0] for t in tests}
-    every, slow = collect(), plain(collect("-m", "slow"))
+    by_file = collect()
+    every, own, slow = {t for _, t in by_file}, plain(t for f, t in by_file if f == "tests/test_faults.py"), plain(t for _, t in collect("-m", "slow"))
     named = {fault: re.findall(r"`([^`]+)`", cell) for fault, cell in rows}
     assert len(rows) > 20 and all(named.values())
     assert [n for names in named.values() for n in names if n not in every | plain(every) and not ("/" in n and (ROOT/n).is_file())] == []
     assert [fault for fault, cell in rows if ("(slow)" in cell) != bool(plain(named[fault]) & slow)] == []
     checks_another = {"test_enough_of_those_configs_trained"}
-    assert plain(every) - plain(n for names in named.values() for n in names) == checks_another
+    assert own - plain(n for names in named.values() for n in names) == checks_another
