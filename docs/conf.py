@@ -1,20 +1,21 @@
 "Sphinx: what the site is built from. `_repo` is a mirror of what the pages show, made anew by each build; nothing in it is committed."
+
 import sys
 from configparser import ConfigParser
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-sys.path[:0] = [str(ROOT), str(HERE/"_ext")]
+sys.path[:0] = [str(ROOT), str(HERE / "_ext")]
 
 import mirror
 
 settings = ConfigParser(delimiters=["="])
-settings.read(ROOT/"settings.ini", encoding="utf-8")
+settings.read(ROOT / "settings.ini", encoding="utf-8")
 project, author, release = "saaae", settings["DEFAULT"]["author"], settings["DEFAULT"]["version"]
 copyright = settings["DEFAULT"]["copyright"]
 
-mirror.build(ROOT, HERE/"_repo")
+mirror.build(ROOT, HERE / "_repo")
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.viewcode", "myst_nb", "docments", "mathml"]
 exclude_patterns = ["_build", ".gitignore"]
@@ -38,5 +39,13 @@ html_css_files = ["site.css"]
 html_show_sphinx = False
 html_show_sourcelink = False
 html_copy_source = False
-html_sidebars = {page: [] for page in ("index", "tutorial", "method", "verdict", "compare", "faults", "scaling", "about", "_repo/README")}
-html_theme_options = {"header_links_before_dropdown": 6, "show_prev_next": False, "navigation_with_keys": False, "secondary_sidebar_items": ["page-toc"]}
+html_sidebars = {
+    page: []
+    for page in ("index", "tutorial", "method", "verdict", "compare", "faults", "scaling", "about", "_repo/README")
+}
+html_theme_options = {
+    "header_links_before_dropdown": 6,
+    "show_prev_next": False,
+    "navigation_with_keys": False,
+    "secondary_sidebar_items": ["page-toc"],
+}

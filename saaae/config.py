@@ -15,18 +15,18 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 
-from .data import Corruption, Images
+from .data import Corruption, Images, SaaaeError
 from .attention import ATTENTION
-from .reparameterization import KL_KINDS, SCOPES, AnchoredGaussian
+from .reparameterization import KL_KINDS, NORMALIZATIONS, AnchoredGaussian
 from .models import SAAAE, VAE, find_device, model_arguments
 
 
 # %% ../nbs/03b_config.ipynb #cell-06
-class ConfigError(ValueError):
+class ConfigError(SaaaeError, ValueError):
     "A parameter with a wrong name, type or value; the message names it."
 
 CHOICES: dict[str, tuple[str, ...]] = dict(
-    attention=tuple(ATTENTION), scope=SCOPES, kl=KL_KINDS, arithmetic=("float32", "tf32", "bf16"),
+    attention=tuple(ATTENTION), normalize=NORMALIZATIONS, kl=KL_KINDS, arithmetic=("float32", "tf32", "bf16"),
     schedule=("constant", "one-cycle"))
 RANGES: dict[str, tuple[float, float | None]] = dict(
     image_size=(16, 1024), train_images=(1, None), test_images=(1, None), patches=(0, 4096), patch_size=(1, None),
@@ -90,7 +90,7 @@ class Fields:
     latent: int | str = 128          # latent dimensions, or "spatial": 8x8 places x 2 channels
     attention: str = "linear"        # linear or patch
     floor: float = 0.1               # the gate where importance is 1; published: 0
-    scope: str = "image"             # how scores become importance: min-max over image or batch (published), or sigmoid
+    normalize: str = "image"             # how scores become importance: min-max over image or batch (published), or sigmoid
     # objective and optimiser
     kl: str = "full"                 # what the loss charges: full (published), decoupled, decoupled_hard or exact
     beta: float = 1.                 # weight of the KL
@@ -112,9 +112,9 @@ class Batch:
     "What one step of training sees: on several processes, the share that one of them computes."
     x: torch.Tensor          # clean, `[b, 3, h, h]` in [-1, 1]
     corrupted: torch.Tensor  # what the model sees
-    hidden: torch.Tensor     # bool `[b, 1, h, h]`, true where hidden
+    mask: torch.Tensor     # bool `[b, 1, h, h]`, true where hidden
     noise: torch.Generator   # where the noise of z comes from
-    told: Mapping[str, Any]  # what the model is told besides
+    cond: Mapping[str, Any]  # what the model is told besides
     n: int                   # images of the whole batch
     counts: bool = True      # False: computed for nothing, because the batch has no share for this process
 
@@ -160,7 +160,7 @@ class Config(Fields):
     "Everything that decides the numbers of a run, and the objects that it describes. Raises `ConfigError`."
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = CHOICES
     ranges: ClassVar[Mapping[str, tuple[float, float | None]]] = RANGES
-    whole_batch: ClassVar[Mapping[str, str]] = dict(scope="batch")  # values that need all images of a batch at once
+    whole_batch: ClassVar[Mapping[str, str]] = dict(normalize="batch")  # values that need all images of a batch at once
     bank: ClassVar[Any] = None  # noise to be used again: see `saaae.lab.objectives.NoiseBank`
 
     def __post_init__(self) -> None: check_config(self)
@@ -184,7 +184,7 @@ class Config(Fields):
         kind = self.model_class(gated)
         return kind(**{name: getattr(self, name) for name in model_arguments(kind)})
 
-    def told(self, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def cond(self, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         "What the models are told besides the images, by the labels `[b]`: nothing."
         return {}
 

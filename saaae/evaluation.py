@@ -33,7 +33,7 @@ class Part:
     "Images of a batch that are measured together."
     x: torch.Tensor          # clean, `[b, 3, h, h]` in [-1, 1]
     corrupted: torch.Tensor  # what the model sees
-    hidden: torch.Tensor     # bool `[b, 1, h, h]`, true where hidden
+    mask: torch.Tensor     # bool `[b, 1, h, h]`, true where hidden
     at: slice                # their places among all images
     noise: torch.Generator   # for the model
     drawing: AbstractContextManager[object]  # inside of it, what is drawn by image is their share of the batch's
@@ -44,7 +44,7 @@ def at_a_time(
     whole: int = 256, # images of a batch
 ) -> int:
     "How many images of a batch a model is given together: all of them where what becomes of one depends on the others."
-    of_mates = lambda m: getattr(m, "scope", None) == "batch" or getattr(m, "of_mates", False)
+    of_mates = lambda m: getattr(m, "normalize", None) == "batch" or getattr(m, "of_mates", False)
     return whole if any(map(of_mates, model.modules())) else min(whole, batch_size)
 
 def drawn_apart(
@@ -62,7 +62,7 @@ def drawn_apart(
 def corrupted_parts(
     images: Images,
     cfg: Config,
-    hidden: torch.Tensor | None = None,  # masks of one's own, bool `[n, 1, h, h]`; `None`: as the config says
+    mask: torch.Tensor | None = None,  # masks of one's own, bool `[n, 1, h, h]`; `None`: as the config says
     model: nn.Module | None = None,      # which is to see them, `at_a_time`; `None`: whole batches
 ) -> Iterator[Part]:
     "Images in file order, seeded apart from training."
@@ -81,8 +81,8 @@ def corrupted_parts(
         for own, drawn, drawing in drawn_apart(n, size, noise):
             x = batch_at(images, batch[own])[0].contiguous(memory_format=torch.channels_last)
             at = slice(i * whole + own.start, i * whole + own.stop)
-            if hidden is None: where = patch_mask(corners[own].to(x.device), cfg.patch_size, images.size)
-            else: where = hidden[at].to(x.device)
+            if mask is None: where = patch_mask(corners[own].to(x.device), cfg.patch_size, images.size)
+            else: where = mask[at].to(x.device)
             one_by_one = zip(corrupt[own], x.split(1), where.split(1))  # of one stream, wherever a part begins
             corrupted = torch.cat([f(image, masks, pixel_noise, hole)[0] for f, image, hole in one_by_one])
             yield Part(x, corrupted, where, at, drawn, drawing)
@@ -90,20 +90,20 @@ def corrupted_parts(
 def corrupted_batches(
     images: Images,
     cfg: Config,
-    hidden: torch.Tensor | None = None,  # masks of one's own, bool `[n, 1, h, h]`; `None`: as the config says
+    mask: torch.Tensor | None = None,  # masks of one's own, bool `[n, 1, h, h]`; `None`: as the config says
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Generator]]:  # as in `Part`
     "Whole batches, to look at."
-    for part in corrupted_parts(images, cfg, hidden): yield part.x, part.corrupted, part.hidden, part.noise
+    for part in corrupted_parts(images, cfg, mask): yield part.x, part.corrupted, part.mask, part.noise
 
 # %% ../nbs/05_evaluation.ipynb #cell-07
 def rebuilt(
     model: nn.Module,
     part: Part,
     sample: bool = True,   # `False`: decode the mode of the posterior
-    **told: Any,           # more that the model takes: the labels y, the precision t
+    **cond: Any,           # more that the model takes: the labels y, the precision t
 ) -> tuple[torch.Tensor, AnchoredGaussian]:  # x_hat `[b, 3, h, h]` in [-1, 1], and what it was decoded from
     "What a model makes of images, with their share of the batch's noise."
-    with part.drawing: return model(part.corrupted, part.noise, sample, **told)
+    with part.drawing: return model(part.corrupted, part.noise, sample, **cond)
 
 def figures_of(
     x_hat: torch.Tensor,   # `[b, 3, h, h]` in [-1, 1]
@@ -117,7 +117,7 @@ def figures_of(
     error, gate = (a - b).square(), q.gate.expand_as(q.mu).flatten(1)
     share = lambda weight: (error * weight).sum((1, 2, 3)) / (error.shape[1] * weight.sum((1, 2, 3)))
     figures = dict(mse=error.sum((1, 2, 3)), mse_pixel=error.mean((1, 2, 3)))
-    figures |= dict(mse_pixel_hidden=share(part.hidden), mse_pixel_visible=share(~part.hidden))  # NaN: no such pixel
+    figures |= dict(mse_pixel_hidden=share(part.mask), mse_pixel_visible=share(~part.mask))  # NaN: no such pixel
     figures["psnr_db"] = peak_signal_noise_ratio(a, b, data_range=1., reduction="none", dim=(1, 2, 3))
     figures["ssim"] = torch.full((len(a),), math.nan)
     if ssim: figures["ssim"] = structural_similarity_index_measure(a, b, data_range=1., reduction="none")
@@ -132,7 +132,7 @@ def evaluate_images(
     cfg: Config,
     sample: bool = True,                 # `False`: decode the mode of the posterior
     ssim: bool = True,                   # `False`: leave SSIM, which takes most of the time, NaN
-    hidden: torch.Tensor | None = None,  # masks of one's own, bool `[n, 1, h, h]`; `None`: as the config says
+    mask: torch.Tensor | None = None,  # masks of one's own, bool `[n, 1, h, h]`; `None`: as the config says
     **given: Any,                        # more that the model takes: the precision t
 ) -> pd.DataFrame:                       # one row an image, with its `group` (photograph) and the figures of the table above
     "Rebuild corrupted images, at most `batch_size` at a time, and measure each. Raises `DataError` if there are none."
@@ -140,9 +140,9 @@ def evaluate_images(
     cfg.check_labels(images)
     model = (model.module if isinstance(model, PARALLEL) else model).eval()  # which could not gather posteriors
     tables = []
-    for part in corrupted_parts(images, cfg, hidden, model):
-        told = cfg.told(images.labels[part.at].to(part.x.device))
-        with part.x.device: figures = figures_of(*rebuilt(model, part, sample, **given | told), part, cfg, ssim)
+    for part in corrupted_parts(images, cfg, mask, model):
+        cond = cfg.cond(images.labels[part.at].to(part.x.device))
+        with part.x.device: figures = figures_of(*rebuilt(model, part, sample, **given | cond), part, cfg, ssim)
         tables.append(pd.DataFrame({name: to_float64(v).numpy() for name, v in figures.items()}))
     return pd.concat(tables, ignore_index=True).assign(group=images.groups.numpy())
 
@@ -152,11 +152,11 @@ def evaluate(
     cfg: Config,
     sample: bool = True,                 # `False`: decode the mode of the posterior
     ssim: bool = True,                   # `False`: leave SSIM, which takes most of the time, NaN
-    hidden: torch.Tensor | None = None,  # masks of one's own, bool `[n, 1, h, h]`; `None`: as the config says
+    mask: torch.Tensor | None = None,  # masks of one's own, bool `[n, 1, h, h]`; `None`: as the config says
     **given: Any,                        # more that the model takes: the precision t
 ) -> dict[str, float]:                   # the figures of the table above
     "Reconstruct corrupted images and measure them against the clean ones: means over the images."
-    return average(evaluate_images(model, images, cfg, sample, ssim, hidden, **given), images.size, cfg)
+    return average(evaluate_images(model, images, cfg, sample, ssim, mask, **given), images.size, cfg)
 
 # %% ../nbs/05_evaluation.ipynb #cell-09
 def average(

@@ -168,12 +168,12 @@ class VAE(nn.Module, OnDemand):
         sample: bool = True,                       # `False`: decode the mode
         t: torch.Tensor | float | None = None,     # precision, broadcasts to z; `None`: the posterior as it is
         hold_mean: bool = True,                    # beyond t = 1 the mean stays
-        **told: torch.Tensor,                      # more that `posterior` and `decode` take: the labels y
+        **cond: torch.Tensor,                      # more that `posterior` and `decode` take: the labels y
     ) -> tuple[torch.Tensor, AnchoredGaussian]:    # x_hat `[b, 3, h, h]` in [-1, 1], and what z was drawn from
         "Reconstruct: encode, sample, decode."
-        posterior = self.posterior(x, generator, **told)
+        posterior = self.posterior(x, generator, **cond)
         if t is not None: posterior = posterior.temper(t, hold_mean)
-        return self.decode(posterior.sample(generator) if sample else posterior.mode(), **told), posterior
+        return self.decode(posterior.sample(generator) if sample else posterior.mode(), **cond), posterior
 
     @classmethod
     def from_pretrained(
@@ -213,12 +213,12 @@ class SAAAE(VAE):
         latent: int | str = 128,    # latent dimensions; "spatial": 8x8 places x 2 channels
         attention: str = "linear",  # linear (published) or patch
         floor: float = 0.,          # the gate where importance is 1, in [0, 1]; published: 0
-        scope: str = "image",       # how scores become importance: min-max over image or batch (published), or sigmoid
+        normalize: str = "image",       # how scores become importance: min-max over image or batch (published), or sigmoid
     ):
         super().__init__(image_size, width, latent)
         if attention not in ATTENTION:
             raise ValueError(f"attention must be one of {', '.join(ATTENTION)}, not {attention!r}.")
-        self.floor, self.scope = floor, scope
+        self.floor, self.normalize = floor, normalize
         self.make_scores(attention)
 
     def make_scores(
@@ -234,7 +234,7 @@ class SAAAE(VAE):
         generator: torch.Generator | None = None,  # for gates that draw something; left as it was found
     ) -> torch.Tensor:                             # shape of z, in [0, 1]
         "How much each latent dimension matters for this image."
-        return to_importance(self.attention(self.typed(x)), self.scope).reshape(-1, *self.latent_shape)
+        return to_importance(self.attention(self.typed(x)), self.normalize).reshape(-1, *self.latent_shape)
 
     def anchored(
         self,

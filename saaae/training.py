@@ -17,7 +17,7 @@ from torch import nn
 import torch
 from tqdm import tqdm
 
-from .data import Images, batch_at, batch_indices, patch_mask, stream_seed
+from .data import Images, SaaaeError, batch_at, batch_indices, patch_mask, stream_seed
 from .reparameterization import to_float64
 from .models import PARALLEL, VAE
 from .config import Batch, Config, ConfigError, Objective
@@ -98,7 +98,7 @@ class Learner:
                           else schedules.ConstantLR(self.optimizer, factor=1.))
 
 # %% ../nbs/04_training.ipynb #cell-09
-class TrainingError(RuntimeError):
+class TrainingError(SaaaeError, RuntimeError):
     "A run that cannot go on; the message says where it stopped and what is kept."
 
 class Whole:
@@ -137,21 +137,21 @@ def training_batches(
     cfg: Config,
     epoch: int,         # from 1
     objective: Objective,               # which may draw as well
-    everyone: Whole = Whole(),  # who share each batch
+    dist: Whole = Whole(),  # who share each batch
 ) -> Iterator[Batch]:
     "The batches of an epoch, in its order, corrupted."
     masks, streams = mask_stream(cfg, epoch, len(images)), ("pixel noise", "noise", "precision")
     pixel_noise, noise, drawn = (generator(cfg, stream, epoch) for stream in streams)
     for step, index in enumerate(batch_indices(images, cfg.batch_size, cfg.seed, epoch)):
-        n, (own, counts) = len(index), everyone.computes(len(index))
+        n, (own, counts) = len(index), dist.computes(len(index))
         x, labels = batch_at(images, index[own])
         x = x.contiguous(memory_format=torch.channels_last)
         if cfg.bank: cfg.bank.rewind(noise, step)
         corners = cfg.corruption.corners(n, images.size, masks)[own].to(x.device)
-        told = cfg.told(labels) | objective.draw(n, own, drawn)
-        with everyone.drawing(n):
-            corrupted, hidden = cfg.corruption(x, masks, pixel_noise, patch_mask(corners, cfg.patch_size, images.size))
-        yield Batch(x, corrupted, hidden, noise, told, n, counts)
+        cond = cfg.cond(labels) | objective.draw(n, own, drawn)
+        with dist.drawing(n):
+            corrupted, mask = cfg.corruption(x, masks, pixel_noise, patch_mask(corners, cfg.patch_size, images.size))
+        yield Batch(x, corrupted, mask, noise, cond, n, counts)
 
 # %% ../nbs/04_training.ipynb #cell-11
 def train_epoch(
@@ -160,26 +160,26 @@ def train_epoch(
     cfg: Config,
     epoch: int,         # from 1
     bar: tqdm | None = None,            # counts images
-    everyone: Whole = Whole(),  # who share each batch
+    dist: Whole = Whole(),  # who share each batch
 ) -> dict[str, float]:  # the training columns of metrics.csv
     "Train for one epoch. Raises `TrainingError` with the step if the loss is not finite, or `ProcessError`."
     learner.model.train()
     lr, steps = learner.optimizer.param_groups[0]["lr"], []
     networks_in = partial(torch.autocast, torch.device(cfg.device).type, torch.bfloat16, cfg.arithmetic == "bf16")
     with float32_as(cfg):
-        for batch in training_batches(images, cfg, epoch, learner.objective, everyone):
-            with everyone.drawing(batch.n), networks_in():
-                x_hat, posterior = learner.model(batch.corrupted, batch.noise, **batch.told)
+        for batch in training_batches(images, cfg, epoch, learner.objective, dist):
+            with dist.drawing(batch.n), networks_in():
+                x_hat, posterior = learner.model(batch.corrupted, batch.noise, **batch.cond)
             loss, error, kl = (batch.counts * v for v in learner.objective(x_hat, posterior, batch))
             learner.optimizer.zero_grad()
             loss.backward()
-            everyone.sum_gradients(learner.model)
+            dist.sum_gradients(learner.model)
             learner.optimizer.step()
             learner.scheduler.step()
             steps.append(torch.stack([loss, error, kl]).detach())
             if bar is not None: bar.update(batch.n)
     losses = torch.stack(steps)  # read once an epoch: no waiting for the device in between
-    losses = to_float64(losses if everyone.count == 1 else everyone.sum(losses.double()))
+    losses = to_float64(losses if dist.count == 1 else dist.sum(losses.double()))
     for step, loss in enumerate(losses[:, 0].tolist(), 1):
         if not math.isfinite(loss): raise TrainingError(f"The loss is {loss} at epoch {epoch}, step {step}")
     loss, sse, kl = (losses.sum(0) / len(images)).tolist()

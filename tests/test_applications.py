@@ -1,4 +1,5 @@
 "What is committed of the applications: each table follows from its metrics, and every run from a clean checkout."
+
 import json
 
 import pandas as pd
@@ -25,16 +26,22 @@ def test_compression_table_follows_from_the_metrics():
     value = pd.read_csv(APPLICATIONS / "compression.csv").set_index(["method", "setting", "measure"]).value
     for line in (APPLICATIONS / "compression.md").read_text().splitlines()[2:]:
         what, best, vae, saaae = (cell.strip() for cell in line.split("|")[1:-1])
-        if not what.startswith("PSNR"): continue
+        if not what.startswith("PSNR"):
+            continue
         setting = f"bytes {what.split()[2]}" + ", without headers" * ("not counted" in what)
         for method, cell in dict(vae=vae, saaae=saaae).items():
             found = value.get((method, setting, "psnr_db"))
             assert cell == ("no file that small" if found is None else f"{found:.2f}")
-        standards = {m.upper(): value[m, setting, "psnr_db"] for m in ("jpeg", "webp") if (m, setting, "psnr_db") in value.index}
-        assert best == (f"{(m := max(standards, key=standards.get))}: {standards[m]:.2f}" if standards else "no file that small")
+        standards = {
+            m.upper(): value[m, setting, "psnr_db"] for m in ("jpeg", "webp") if (m, setting, "psnr_db") in value.index
+        }
+        assert best == (
+            f"{(m := max(standards, key=standards.get))}: {standards[m]:.2f}" if standards else "no file that small"
+        )
 
 
 def test_runs_are_of_a_clean_checkout():
     configs = sorted(APPLICATIONS.rglob("config.json"))
     assert len(configs) == 5
-    for path in configs: assert json.loads(path.read_text())["git"]["modified"] is False
+    for path in configs:
+        assert json.loads(path.read_text())["git"]["modified"] is False

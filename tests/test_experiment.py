@@ -1,4 +1,5 @@
 "The main notebook, run headlessly by papermill as a user runs it, at toy size."
+
 import json, os, signal, subprocess, sys, time
 
 import numpy as np
@@ -15,8 +16,18 @@ def test_quick_preset(tmp_path):
     assert run.returncode == 0, run.stderr[-3000:]
     assert "img/s" in run.stdout and "loss" in run.stdout and os.path.relpath(tmp_path / "run", ROOT) in run.stdout
     left = {str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*") if p.is_file()}
-    assert left == {NOTEBOOK, "config.json", "metrics.csv", "speed.csv", "summary.csv", "summary.md", "curves.png", "recon/epoch_0002.png",
-                    "vae.safetensors", "saaae.safetensors"}
+    assert left == {
+        NOTEBOOK,
+        "config.json",
+        "metrics.csv",
+        "speed.csv",
+        "summary.csv",
+        "summary.md",
+        "curves.png",
+        "recon/epoch_0002.png",
+        "vae.safetensors",
+        "saaae.safetensors",
+    }
     metrics, summary = rows(tmp_path / "run" / "metrics.csv"), rows(tmp_path / "run" / "summary.csv")
     assert [(r["model"], r["epoch"]) for r in metrics] == [("vae", "1"), ("saaae", "1"), ("vae", "2"), ("saaae", "2")]
     assert [r["images"] for r in summary] == ["photos64 test"] * 2
@@ -25,26 +36,42 @@ def test_quick_preset(tmp_path):
 
     again = papermill(NOTEBOOK, tmp_path / "again", preset="quick", **TOY)
     assert again.returncode == 0
-    for name in ("metrics.csv", "summary.csv", "summary.md", "config.json", "vae.safetensors", "saaae.safetensors", "recon/epoch_0002.png", "curves.png"):
+    for name in (
+        "metrics.csv",
+        "summary.csv",
+        "summary.md",
+        "config.json",
+        "vae.safetensors",
+        "saaae.safetensors",
+        "recon/epoch_0002.png",
+        "curves.png",
+    ):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
 
 
 def test_folder_of_ones_own(tmp_path):
-    for i in range(12): Image.fromarray(np.full((70, 90, 3), 20 * i, np.uint8)).save(tmp_path / f"{i:02d}.png")
+    for i in range(12):
+        Image.fromarray(np.full((70, 90, 3), 20 * i, np.uint8)).save(tmp_path / f"{i:02d}.png")
     (tmp_path / "03.png").write_bytes(b"not an image")
     run = papermill(NOTEBOOK, tmp_path / "run", dataset=str(tmp_path), epochs=1, width=2, batch_size=4, device="cpu")
     assert run.returncode == 0, run.stderr[-3000:]
     executed = (tmp_path / "run" / NOTEBOOK).read_text()
     assert "1 of 10 files skipped" in executed and "03.png cannot be read as an image" in executed
-    assert [(r["images"], r["n"]) for r in rows(tmp_path / "run" / "summary.csv")] == [(f"{tmp_path.name} test", "2")] * 2
+    assert [(r["images"], r["n"]) for r in rows(tmp_path / "run" / "summary.csv")] == [
+        (f"{tmp_path.name} test", "2")
+    ] * 2
 
 
-@pytest.mark.parametrize("wrong, says", [
-    (dict(epoch=3), "epoch is not a parameter; did you mean epochs?"),
-    (dict(epochs="3"), "epochs must be a whole number, not '3'."),
-    (dict(batch_size=0), "batch_size must be from 1 to 2147483648, not 0."),
-    (dict(dataset="imagenet"), "dataset: 'imagenet' is neither photos64 nor stl10 nor a folder."),
-], ids=lambda v: next(iter(v)) if isinstance(v, dict) else "")
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        (dict(epoch=3), "epoch is not a parameter; did you mean epochs?"),
+        (dict(epochs="3"), "epochs must be a whole number, not '3'."),
+        (dict(batch_size=0), "batch_size must be from 1 to 2147483648, not 0."),
+        (dict(dataset="imagenet"), "dataset: 'imagenet' is neither photos64 nor stl10 nor a folder."),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
+)
 def test_wrong_parameters_are_refused_by_name(tmp_path, wrong, says):
     run = papermill(NOTEBOOK, tmp_path / "run", **{**TOY, **wrong})
     assert run.returncode != 0 and says in run.stderr
@@ -53,11 +80,22 @@ def test_wrong_parameters_are_refused_by_name(tmp_path, wrong, says):
 
 @pytest.mark.parametrize("preset, images", [("stl10", "stl10 test"), ("published", "stl10 train")])
 def test_stl10_presets(checkout, preset, images):
-    run = papermill(NOTEBOOK, checkout / "run", checkout, preset=preset, epochs=2, width=2, attention="patch", batch_size=16, device="cpu")
+    run = papermill(
+        NOTEBOOK,
+        checkout / "run",
+        checkout,
+        preset=preset,
+        epochs=2,
+        width=2,
+        attention="patch",
+        batch_size=16,
+        device="cpu",
+    )
     assert run.returncode == 0, run.stderr[-3000:]
     assert [r["images"] for r in rows(checkout / "run" / "summary.csv")] == [images] * 2
     assert (checkout / "data" / "STL10" / "train_64.safetensors").exists()
-    if preset == "published": assert rows(checkout / "run" / "summary.csv")[1]["rate_bits"] == "inf"
+    if preset == "published":
+        assert rows(checkout / "run" / "summary.csv")[1]["rate_bits"] == "inf"
 
 
 TRAIN = """
@@ -75,12 +113,20 @@ train(build_models(cfg), load_images(cfg.dataset, "train", 16, 64), cfg, sys.arg
 def test_a_stopped_run_goes_on_to_the_same_numbers(tmp_path, stop):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     subprocess.run([sys.executable, "-c", TRAIN, whole], check=True, capture_output=True)
-    run = subprocess.Popen([sys.executable, "-c", TRAIN, stopped], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's background jobs ignore it
-    while not (stopped / "checkpoint.safetensors").exists() and run.poll() is None: time.sleep(.001)
+    run = subprocess.Popen(
+        [sys.executable, "-c", TRAIN, stopped],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # a shell's background jobs ignore it
+    while not (stopped / "checkpoint.safetensors").exists() and run.poll() is None:
+        time.sleep(0.001)
     run.send_signal(stop)
     said = run.communicate()[0]
     assert run.returncode != 0 and not (stopped / "vae.safetensors").exists()
-    if stop == signal.SIGINT: assert "the same call goes on from there" in said
+    if stop == signal.SIGINT:
+        assert "the same call goes on from there" in said
     subprocess.run([sys.executable, "-c", TRAIN, stopped], check=True, capture_output=True)
-    for name in ("metrics.csv", "vae.safetensors", "saaae.safetensors"): assert (whole / name).read_bytes() == (stopped / name).read_bytes(), name
+    for name in ("metrics.csv", "vae.safetensors", "saaae.safetensors"):
+        assert (whole / name).read_bytes() == (stopped / name).read_bytes(), name

@@ -1,4 +1,5 @@
 "The explorer's controls without a browser: what they show is what plain torch makes of the shipped models."
+
 import io, json, re
 from contextlib import redirect_stdout
 from datetime import datetime, timezone
@@ -17,31 +18,52 @@ from saaae.runs.folder import train
 
 PAIR, PHOTOS = load_pair(), photos64("test", 6)
 
-@pytest.fixture
-def explorer(tmp_path): return Explorer(PAIR, PHOTOS, tmp_path)
 
-def picture(explorer): return np.asarray(Image.open(io.BytesIO(explorer.picture.value)))
+@pytest.fixture
+def explorer(tmp_path):
+    return Explorer(PAIR, PHOTOS, tmp_path)
+
+
+def picture(explorer):
+    return np.asarray(Image.open(io.BytesIO(explorer.picture.value)))
+
 
 def part(explorer, i, row=0):
     "The i-th picture of a row, at its own size."
     top = 14 + row * (128 + 18)
-    return picture(explorer)[top:top + 128:2, 132*i:132*i + 128:2]
+    return picture(explorer)[top : top + 128 : 2, 132 * i : 132 * i + 128 : 2]
+
 
 def same(a, b):
     "Up to the rounding of a batch."
     return np.abs(a.astype(int) - b).max() <= 1
 
+
 def content(pixels, format="PNG", **options):
     Image.fromarray(pixels).save(file := io.BytesIO(), format, **options)
     return file.getvalue()
 
+
 def upload(explorer, data, name="image.png"):
-    explorer.upload.value = ({"name": name, "type": "", "size": len(data), "content": memoryview(data), "last_modified": datetime.now(timezone.utc)},)
+    explorer.upload.value = (
+        {
+            "name": name,
+            "type": "",
+            "size": len(data),
+            "content": memoryview(data),
+            "last_modified": datetime.now(timezone.utc),
+        },
+    )
+
 
 def shown_figures(explorer):
     "The table as a person reads it: model -> numbers."
     cells = re.findall(r"<td>(.*?)</td>", explorer.figures.value)
-    return {cells[i]: [float("nan") if c == "-" else float(c) for c in cells[i + 1:i + 6]] for i in range(0, len(cells), 6)}
+    return {
+        cells[i]: [float("nan") if c == "-" else float(c) for c in cells[i + 1 : i + 6]]
+        for i in range(0, len(cells), 6)
+    }
+
 
 @pytest.mark.parametrize("folder", ["", "~nosuchuser", "a" * 5000, "empty"])
 def test_a_bad_choice_stays_said_until_there_is_an_image(explorer, tmp_path, folder):
@@ -55,39 +77,50 @@ def test_a_bad_choice_stays_said_until_there_is_an_image(explorer, tmp_path, fol
     explorer.index.value = 2
     assert not explorer.message.value and explorer.picture.value != before
 
+
 def test_other_sizes_and_models_that_must_be_told_are_refused(tmp_path):
-    with pytest.raises(ExploreError, match="64x64: give some, not 2 of 32x32"): Explorer(PAIR, photos64("test", 2, 32), tmp_path)
+    with pytest.raises(ExploreError, match="64x64: give some, not 2 of 32x32"):
+        Explorer(PAIR, photos64("test", 2, 32), tmp_path)
     images = photos64("train", 8, 16)
-    for name, given in dict(classes=dict(classes=7), told=dict(multirate="conditioned", t_range=4)).items():
-        cfg = configure("quick", image_size=16, patch_size=4, width=2, latent=4, epochs=1, attention="patch", device="cpu", **given)
-        with redirect_stdout(io.StringIO()): train(build_models(cfg), images, cfg, tmp_path / name)
-        with pytest.raises(ExploreError, match="must be told more than the image"): load_pair(tmp_path / name)
+    for name, given in dict(classes=dict(classes=7), cond=dict(multirate="conditioned", t_range=4)).items():
+        cfg = configure(
+            "quick", image_size=16, patch_size=4, width=2, latent=4, epochs=1, attention="patch", device="cpu", **given
+        )
+        with redirect_stdout(io.StringIO()):
+            train(build_models(cfg), images, cfg, tmp_path / name)
+        with pytest.raises(ExploreError, match="must be told more than the image"):
+            load_pair(tmp_path / name)
+
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_figures_of_every_mask_are_those_of_plain_torch(explorer, kind):
     c = explorer.controls
     c["sample"].value, c["corruption"].value, c["gate"].value, c["which"].value = False, kind, "off", 3
     x = torch.from_numpy(part(explorer, 0).copy()).permute(2, 0, 1)[None] / 255
-    hidden = torch.from_numpy((part(explorer, 1) != part(explorer, 0)).any(-1))  # grey where it was not grey before
-    assert .01 < hidden.float().mean() < .95
+    mask = torch.from_numpy((part(explorer, 1) != part(explorer, 0)).any(-1))  # grey where it was not grey before
+    assert 0.01 < mask.float().mean() < 0.95
     seen = torch.from_numpy(part(explorer, 1).copy()).permute(2, 0, 1)[None] / 127.5 - 1
     for name, model in PAIR.items():
         with torch.no_grad():
-            mu, logvar = model.encode(torch.where(seen.abs() < .005, 0, seen))
+            mu, logvar = model.encode(torch.where(seen.abs() < 0.005, 0, seen))
             error = ((model.decode(mu) + 1) / 2 - x).square().mean((0, 1))
-        bits = .5 * (mu**2 + logvar.exp() - 1 - logvar).sum() / np.log(2)
+        bits = 0.5 * (mu**2 + logvar.exp() - 1 - logvar).sum() / np.log(2)
         inside, outside, psnr, _, rate = shown_figures(explorer)[name]
         assert np.allclose([psnr, rate], [-10 * error.mean().log10(), bits], rtol=5e-3)
-        assert np.allclose([inside, outside], [error[hidden].mean(), error[~hidden].mean()], rtol=3e-2)  # mid-grey pixels under the mask are not told apart
+        assert np.allclose(
+            [inside, outside], [error[mask].mean(), error[~mask].mean()], rtol=3e-2
+        )  # mid-grey pixels under the mask are not told apart
+
 
 def test_noise_grows_with_its_level(explorer):
     explorer.take(np.full((64, 64, 3), 128, np.uint8))  # far from black and white, where noise is cut off
     explorer.controls["corruption"].value = "gaussian"
     far = []
-    for level in (.05, .15):
+    for level in (0.05, 0.15):
         explorer.controls["level"].value = level
         far.append((part(explorer, 1).astype(float) - part(explorer, 0)).std() / 255)
-    assert np.allclose(far, (.05, .15), rtol=.05)
+    assert np.allclose(far, (0.05, 0.15), rtol=0.05)
+
 
 def test_the_gate_is_the_saaaes_alone(explorer):
     pictures = []
@@ -96,6 +129,7 @@ def test_the_gate_is_the_saaaes_alone(explorer):
         pictures.append((part(explorer, 2), part(explorer, 3)))
     assert all(np.array_equal(vae, pictures[0][0]) for vae, _ in pictures)
     assert len({saaae.tobytes() for _, saaae in pictures}) == 4
+
 
 def test_strips(explorer):
     c = explorer.controls
@@ -115,6 +149,7 @@ def test_strips(explorer):
     c["seed"].value = 7
     assert not np.array_equal(part(explorer, 0, row=1), prior)
 
+
 def test_uploads_and_folder(explorer, tmp_path):
     upload(explorer, content(np.full((40, 90), 77, np.uint8)))
     assert (part(explorer, 0) == 77).all() and explorer.source.value == "upload"
@@ -128,18 +163,26 @@ def test_uploads_and_folder(explorer, tmp_path):
     lying[:, :32] = 255
     upload(explorer, content(lying, exif=exif))
     assert (part(explorer, 0)[:32] == 255).all() and (part(explorer, 0)[32:] == 0).all()
-    (tmp_path/"mine").mkdir()
-    Image.new("RGB", (70, 70), (1, 2, 250)).save(tmp_path/"mine/a.png")
-    explorer.folder.value = str(tmp_path/"mine")
+    (tmp_path / "mine").mkdir()
+    Image.new("RGB", (70, 70), (1, 2, 250)).save(tmp_path / "mine/a.png")
+    explorer.folder.value = str(tmp_path / "mine")
     assert (part(explorer, 0) == (1, 2, 250)).all() and not explorer.message.value
 
-@pytest.mark.parametrize("data, sentence", [(b"no image", "cannot be read"), (content(np.zeros((7000, 7000), np.uint8)), "40 million")])
+
+@pytest.mark.parametrize(
+    "data, sentence", [(b"no image", "cannot be read"), (content(np.zeros((7000, 7000), np.uint8)), "40 million")]
+)
 def test_a_bad_upload_is_one_sentence(explorer, data, sentence):
     before = explorer.picture.value
     upload(explorer, data)
-    assert sentence in explorer.message.value and "Traceback" not in explorer.message.value and explorer.picture.value == before
+    assert (
+        sentence in explorer.message.value
+        and "Traceback" not in explorer.message.value
+        and explorer.picture.value == before
+    )
     explorer.index.value = 2
     assert not explorer.message.value and explorer.picture.value != before
+
 
 def test_a_painted_mask(explorer):
     explorer.controls["corruption"].value = PAINTED
@@ -153,18 +196,22 @@ def test_a_painted_mask(explorer):
     explorer.folder.value = "/no/such/folder"
     assert "is not a folder" in explorer.message.value
 
+
 def test_save_and_reproduce(explorer, tmp_path):
     explorer.controls["seed"].value, explorer.controls["rank"].value = 5, 2
     explorer.keep.click()
     assert "Saved as" in explorer.message.value and "#b00" not in explorer.message.value  # no error
-    kept, = tmp_path.glob("*.json")
+    (kept,) = tmp_path.glob("*.json")
     assert json.loads(kept.read_text())["settings"]["seed"] == 5
     image = np.asarray(Image.open(kept.with_suffix(".png")))
     assert np.array_equal(image, picture(explorer)) and np.array_equal(reproduce(kept, PAIR).picture, image)
     kept.write_text(kept.read_text().replace('"seed": 5', '"seed": 6'))
-    with pytest.raises(ExploreError, match="differently"): reproduce(kept, PAIR)
+    with pytest.raises(ExploreError, match="differently"):
+        reproduce(kept, PAIR)
+
 
 def test_an_unknown_pair_is_refused_at_once(monkeypatch):
     monkeypatch.setattr("saaae.runs.pretrained.hf_hub_download", lambda *a, **k: pytest.fail("The Hub was asked."))
     for name in ("photos65", "./runs/none", "no/such/run"):
-        with pytest.raises(ExploreError, match="neither"): load_pair(name)
+        with pytest.raises(ExploreError, match="neither"):
+            load_pair(name)

@@ -1,4 +1,5 @@
 "Every module notebook runs under nbdev_test: its asserts are the unit tests."
+
 import json, subprocess, sys
 from pathlib import Path
 
@@ -10,19 +11,60 @@ NOTEBOOKS = sorted(n for n in ROOT.glob("nbs/**/*.ipynb") if "#| default_exp" in
 
 def test_there_are_notebooks():
     assert [n.relative_to(ROOT / "nbs").with_suffix("").as_posix() for n in NOTEBOOKS] == [
-        "00_data", "01_attention", "02_reparameterization", "03_models", "03b_config", "04_training",
-        "05_evaluation", "06_precision", "07_anchoring", "apps/codec", "apps/conditional", "apps/restoration",
-        "lab/conditioned", "lab/controls", "lab/faithfulness", "lab/gates", "lab/masks", "lab/objectives",
-        "lab/protocol", "lab/rates", "lab/statistics", "lab/sweep", "lab/variants", "lab/weights", "one_page",
-        "runs/anchored", "runs/checkpoint", "runs/folder", "runs/pretrained", "runs/processes", "runs/report",
-        "runs/weights", "sources/cache", "sources/files", "sources/folder", "sources/images", "sources/load",
-        "sources/photos64", "sources/stl10", "tools/benchmark", "tools/cli", "tools/commands", "tools/explorer",
-        "tools/watching"]
+        "00_data",
+        "01_attention",
+        "02_reparameterization",
+        "03_models",
+        "03b_config",
+        "04_training",
+        "05_evaluation",
+        "06_precision",
+        "07_anchoring",
+        "apps/codec",
+        "apps/conditional",
+        "apps/restoration",
+        "lab/conditioned",
+        "lab/controls",
+        "lab/faithfulness",
+        "lab/gates",
+        "lab/masks",
+        "lab/objectives",
+        "lab/protocol",
+        "lab/rates",
+        "lab/statistics",
+        "lab/sweep",
+        "lab/variants",
+        "lab/weights",
+        "one_page",
+        "runs/anchored",
+        "runs/checkpoint",
+        "runs/folder",
+        "runs/pretrained",
+        "runs/processes",
+        "runs/report",
+        "runs/weights",
+        "sources/cache",
+        "sources/files",
+        "sources/folder",
+        "sources/images",
+        "sources/load",
+        "sources/photos64",
+        "sources/stl10",
+        "tools/benchmark",
+        "tools/cli",
+        "tools/commands",
+        "tools/explorer",
+        "tools/watching",
+    ]
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda n: n.stem)
 def test_notebook(notebook):
     cells = json.loads(notebook.read_text())["cells"]
-    assert any("assert" in "".join(c["source"]) or "test_eq" in "".join(c["source"]) for c in cells if c["cell_type"] == "code")
-    run = subprocess.run([Path(sys.executable).with_name("nbdev_test"), "--path", notebook], cwd=ROOT, capture_output=True, text=True)
+    assert any(
+        "assert" in "".join(c["source"]) or "test_eq" in "".join(c["source"]) for c in cells if c["cell_type"] == "code"
+    )
+    run = subprocess.run(
+        [Path(sys.executable).with_name("nbdev_test"), "--path", notebook], cwd=ROOT, capture_output=True, text=True
+    )
     assert run.returncode == 0 and "Success." in run.stdout, run.stdout[-3000:] + run.stderr[-3000:]

@@ -1,4 +1,5 @@
 "The method on one page: short, committed with its pictures, and the package gives the same losses."
+
 import json, re
 
 from conftest import ROOT, papermill

@@ -1,6 +1,7 @@
 """The `published` preset against a straight-line implementation of the published run, written from its description
 alone: the plain layers and steps of nbs/one_page.ipynb, with the published attention, gate and masks, default memory
 layout, unfused Adam, numpy's and torch's global generators."""
+
 import numpy as np
 import pytest
 import torch
@@ -40,7 +41,7 @@ def mask(x):
     for _ in range(16):
         row = np.random.randint(0, 56)
         column = np.random.randint(0, 56)
-        x[:, :, row:row + 8, column:column + 8] = 0
+        x[:, :, row : row + 8, column : column + 8] = 0
     return x
 
 
@@ -51,7 +52,7 @@ def straight_line_losses(name, pixels, orders):
     model = one_page.SAAAE(64, 64, 128, dict(vae=None, saaae=ChannelAttention)[name], gate)
     assert sum(p.numel() for p in model.parameters()) == WEIGHTS[name]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    x = pixels / 255. * 2 - 1
+    x = pixels / 255.0 * 2 - 1
     return [one_page.step(model, optimizer, x[order], mask(x[order])) for order in orders]
 
 
@@ -72,6 +73,7 @@ def test_losses_of_the_first_steps(name):
 def test_presets_share_the_published_layers():
     cfg = configure("published", device="cpu")
     published = (64, 128, "linear", 0, "batch", "full", 1)
-    assert (cfg.width, cfg.latent, cfg.attention, cfg.floor, cfg.scope, cfg.kl, cfg.beta) == published
-    with torch.device("meta"): models = VAE(), SAAAE()
+    assert (cfg.width, cfg.latent, cfg.attention, cfg.floor, cfg.normalize, cfg.kl, cfg.beta) == published
+    with torch.device("meta"):
+        models = VAE(), SAAAE()
     assert [sum(p.numel() for p in m.parameters()) for m in models] == [*WEIGHTS.values()]

@@ -1,4 +1,5 @@
 "Every kind of image file, whole and damaged, through the one reader: the picture that was meant, or a `DataError`."
+
 import io, os, struct, warnings, zlib
 
 import numpy as np
@@ -12,7 +13,7 @@ from saaae.sources.images import read_image
 RNG = np.random.RandomState(0)
 PIXELS = RNG.randint(0, 256, (6, 8, 3)).astype(np.uint8)
 LOSSLESS = dict(PNG={}, TIFF={}, WEBP=dict(lossless=True))
-D50 = np.array([[.9642, 1, .8249]])
+D50 = np.array([[0.9642, 1, 0.8249]])
 
 
 def encode(image, kind="PNG", **options):
@@ -35,8 +36,8 @@ def chunks(png):
     "The chunks of a PNG file: kind and content."
     at = 8
     while at < len(png):
-        length = int.from_bytes(png[at:at + 4])
-        yield png[at + 4:at + 8], png[at + 8:at + 8 + length]
+        length = int.from_bytes(png[at : at + 4])
+        yield png[at + 4 : at + 8], png[at + 8 : at + 8 + length]
         at += 12 + length
 
 
@@ -44,13 +45,15 @@ def png_of(parts, spoilt=None):
     "A PNG file of these chunks; the check sum of kind `spoilt` is wrong."
     sums = [struct.pack(">I", zlib.crc32(kind + content) ^ (kind == spoilt)) for kind, content in parts]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(content)) + kind + content + total for (kind, content), total in zip(parts, sums))
+        struct.pack(">I", len(content)) + kind + content + total for (kind, content), total in zip(parts, sums)
+    )
 
 
 # Colours
 
 
-def fixed(v): return struct.pack(">i", round(v * 65536))
+def fixed(v):
+    return struct.pack(">i", round(v * 65536))
 
 
 def curve(*values):
@@ -77,15 +80,17 @@ def matrix_profile(columns, tone):
     return icc(b"RGB ", **xyz, **{f"{c}TRC": tone for c in "rgb"})
 
 
-SRGB = np.array([(.4361, .2225, .0139), (.3851, .7169, .0971), (.1431, .0606, .7141)])  # to D50, a row a primary
-ADOBE = np.array([(.60974, .31111, .01947), (.20528, .62567, .06087), (.14919, .06322, .74457)])
+SRGB = np.array(
+    [(0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141)]
+)  # to D50, a row a primary
+ADOBE = np.array([(0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457)])
 LEVELS = np.linspace(0, 1, 1024)
-SRGB_TONE = np.where(LEVELS <= .04045, LEVELS / 12.92, ((LEVELS + .055) / 1.055) ** 2.4)
+SRGB_TONE = np.where(LEVELS <= 0.04045, LEVELS / 12.92, ((LEVELS + 0.055) / 1.055) ** 2.4)
 ADOBE_PROFILE = matrix_profile(ADOBE, curve(2.19921875))
 SRGB_PROFILES = dict(
     lcms=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
-    samples=matrix_profile(SRGB, curve(*SRGB_TONE)),       # as HP and Microsoft's
-    few=matrix_profile(SRGB, curve(*SRGB_TONE[::33])),     # as the tiny ones of web sites
+    samples=matrix_profile(SRGB, curve(*SRGB_TONE)),  # as HP and Microsoft's
+    few=matrix_profile(SRGB, curve(*SRGB_TONE[::33])),  # as the tiny ones of web sites
 )
 GREY_PROFILE = icc(b"GRAY", kTRC=curve(1.8))  # as of old scanners and Macintoshes
 
@@ -93,7 +98,7 @@ GREY_PROFILE = icc(b"GRAY", kTRC=curve(1.8))  # as of old scanners and Macintosh
 def to_srgb(light):
     "Levels of sRGB for linear light on [0, 1]."
     light = light.clip(0, 1)
-    return 255 * np.where(light <= .0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - .055)
+    return 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
@@ -144,7 +149,10 @@ def test_a_profile_goes_with_palettes_and_transparency():
 
 def test_inks_go_through_their_profile():
     "A table of one step an ink: no ink is white, all with full black are black, full cyan is a blue of Lab."
-    def lab(c, m, y, k): return (0, 128, 128) if k else (128, 128, 68) if c else (255, 128, 128)
+
+    def lab(c, m, y, k):
+        return (0, 128, 128) if k else (128, 128, 68) if c else (255, 128, 128)
+
     nodes = [lab(c, m, y, k) for c in (0, 1) for m in (0, 1) for y in (0, 1) for k in (0, 1)]
     ramp = bytes(range(256))
     table = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + b"".join(map(fixed, np.eye(3).ravel()))
@@ -172,7 +180,7 @@ def test_lab_becomes_srgb():
     for L, a, b in ((50, 0, 0), (100, 0, 0), (0, 0, 0), (60, 30, -20), (70, -30, 40)):
         stored = (round(L * 2.55), a + 128, b + 128)
         f = np.array([(stored[0] / 2.55 + 16) / 116] * 3) + np.array([a / 500, 0, -b / 200])
-        xyz = D50[0] * np.where(f > 6 / 29, f ** 3, 3 * (6 / 29) ** 2 * (f - 4 / 29))
+        xyz = D50[0] * np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29))
         content = encode(Image.merge("LAB", [Image.new("L", (4, 4), v) for v in stored]), "TIFF")
         assert abs(got(content)[0, 0] - to_srgb(xyz @ np.linalg.inv(SRGB))).max() <= 2, (L, a, b)
 
@@ -182,8 +190,15 @@ def test_a_profile_that_does_not_fit_is_passed_over(name):
     "Damaged ones, and those of other colours than the pixels'."
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     noise = bytes(RNG.randint(0, 256, 500, np.uint8))
-    profile = dict(empty=b"", noise=noise, cut=ADOBE_PROFILE[:200], grey=GREY_PROFILE, words=b"sRGB", lab=lab,
-                   inks=icc(b"CMYK", b"prtr", b"Lab "))[name]
+    profile = dict(
+        empty=b"",
+        noise=noise,
+        cut=ADOBE_PROFILE[:200],
+        grey=GREY_PROFILE,
+        words=b"sRGB",
+        lab=lab,
+        inks=icc(b"CMYK", b"prtr", b"Lab "),
+    )[name]
     for kind, options in LOSSLESS.items():
         assert (got(encode(PIXELS, kind, icc_profile=profile, **options)) == PIXELS).all(), kind
     grey, other = PIXELS[..., 0], ADOBE_PROFILE if name == "grey" else profile
@@ -194,8 +209,15 @@ def test_a_profile_that_does_not_fit_is_passed_over(name):
 
 
 TURNED = {  # what is shown, of what is stored
-    1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].swapaxes(0, 1), 8: np.rot90}
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
+}
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG", "AVIF"])
@@ -240,8 +262,13 @@ def test_transparency_is_laid_on_white():
 
 def test_16_bits_become_8():
     deep = RNG.randint(0, 65536, (4, 5)).astype(np.uint16)
-    for content in (encode(deep), encode(deep, "TIFF"), encode(deep, "PPM"),
-                    encode(deep.astype(np.int32), "TIFF"), encode(deep.astype(">u2"), "TIFF")):
+    for content in (
+        encode(deep),
+        encode(deep, "TIFF"),
+        encode(deep, "PPM"),
+        encode(deep.astype(np.int32), "TIFF"),
+        encode(deep.astype(">u2"), "TIFF"),
+    ):
         assert (got(content) == (deep // 257)[..., None]).all()
     rows = RNG.randint(0, 65536, (2, 3, 3)).astype(">u2")  # 48 bits a pixel, which Pillow does not write
     lines = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
@@ -250,11 +277,12 @@ def test_16_bits_become_8():
 
 
 def test_bilevel_and_floating_point(tmp_path):
-    bits = RNG.rand(9, 11) > .5
+    bits = RNG.rand(9, 11) > 0.5
     for kind in ("PNG", "TIFF", "BMP", "PPM", "GIF", "XBM"):
         shown = got(encode(bits, kind, **dict(TIFF=dict(compression="group4")).get(kind, {})))
         assert (shown == 255 * bits[..., None]).all(), kind
-    with pytest.raises(DataError, match="floating-point"): read_image(encode(np.zeros((2, 2), np.float32), "TIFF"))
+    with pytest.raises(DataError, match="floating-point"):
+        read_image(encode(np.zeros((2, 2), np.float32), "TIFF"))
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "MPO", "AVIF"])
@@ -266,22 +294,28 @@ def test_of_several_images_the_first(kind):
 
 def test_a_path_is_read_as_its_content(tmp_path):
     (path := tmp_path / "a.jpeg").write_bytes(encode(PIXELS))  # by what it holds, not by its suffix
-    for source in (path, str(path)): assert (got(source) == PIXELS).all()
+    for source in (path, str(path)):
+        assert (got(source) == PIXELS).all()
     before = len(os.listdir("/proc/self/fd"))
     path.write_bytes(encode(PIXELS)[:60])
     for _ in range(20):
-        with pytest.raises(DataError, match="a.jpeg cannot be read as an image"): read_image(path)
+        with pytest.raises(DataError, match="a.jpeg cannot be read as an image"):
+            read_image(path)
     assert len(os.listdir("/proc/self/fd")) == before  # nothing stays open
     refused = {tmp_path / "none.png": "No such file", tmp_path: "directory", b"": "0 bytes", "a\0b": "null"}
     for source, why in refused.items():
-        with pytest.raises(DataError, match=why): read_image(source)
+        with pytest.raises(DataError, match=why):
+            read_image(source)
 
 
 # Damage
 
 
-FORMATS = dict(LZW=dict(compression="tiff_lzw"), PROGRESSIVE=dict(progressive=True), **{
-    kind: {} for kind in "PNG JPEG GIF BMP TIFF WEBP PPM TGA PCX JPEG2000 AVIF SGI ICO DDS QOI".split()})
+FORMATS = dict(
+    LZW=dict(compression="tiff_lzw"),
+    PROGRESSIVE=dict(progressive=True),
+    **{kind: {} for kind in "PNG JPEG GIF BMP TIFF WEBP PPM TGA PCX JPEG2000 AVIF SGI ICO DDS QOI".split()},
+)
 
 
 def example(name):
@@ -294,9 +328,12 @@ def test_a_truncated_file_is_named_and_never_half_a_picture(name):
     whole = example(name)
     right = got(whole)
     for end in {*np.linspace(0, len(whole) - 1, 40).astype(int)}:
-        try: shown = got(whole[:end])
-        except DataError as e: assert "cannot be read as an image" in str(e)
-        else: assert (shown == right).all(), end  # what was cut off was no pixel
+        try:
+            shown = got(whole[:end])
+        except DataError as e:
+            assert "cannot be read as an image" in str(e)
+        else:
+            assert (shown == right).all(), end  # what was cut off was no pixel
 
 
 KINDS = "tEXt zTXt iTXt pHYs gAMA cHRM sRGB iCCP eXIf tIME bKGD sBIT acTL fcTL abCd".split()
@@ -314,9 +351,11 @@ def test_a_png_with_a_damaged_chunk_is_read(kind):
         odd = kind.encode(), bytes(RNG.randint(0, 256, n, np.uint8))
         for spoilt in (None, odd[0]):
             assert (got(png_of([plain[0], odd, *plain[1:]], spoilt)) == PIXELS).all(), (n, spoilt)
-            if kind in ("iCCP", "eXIf"): continue  # there is one of a kind
+            if kind in ("iCCP", "eXIf"):
+                continue  # there is one of a kind
             assert (got(png_of([beside[0], odd, *beside[1:]], spoilt)) == shown).all(), (n, spoilt)
-    with pytest.raises(DataError): read_image(png_of(plain, b"IHDR"))
+    with pytest.raises(DataError):
+        read_image(png_of(plain, b"IHDR"))
 
 
 def test_odd_segments_of_jpeg_are_passed_over():
@@ -328,8 +367,8 @@ def test_odd_segments_of_jpeg_are_passed_over():
             content = start + bytes(RNG.randint(0, 256, 40, np.uint8))
             odd = bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
             shown = got(whole[:2] + odd + whole[2:])
-            hidden = start == b"Exif\0\0" and marker == 0xE1  # its own EXIF comes second, and is not looked at
-            assert np.array_equal(shown, np.rot90(right) if hidden else right), (marker, start)
+            mask = start == b"Exif\0\0" and marker == 0xE1  # its own EXIF comes second, and is not looked at
+            assert np.array_equal(shown, np.rot90(right) if mask else right), (marker, start)
 
 
 TAGS = (0x0112, 0x0100, 0x010F, 0x011A, 0x02BC, 0x8769, 0x8825, 0xA005, 0x927C, 0x83BB, 0x8773)
@@ -357,7 +396,8 @@ def test_every_type_of_tag_in_exif_leaves_the_picture():
         exif = b"II*\0\x08\0\0\0" + directory([field]).ljust(34, b"\0")
         content = whole[kind].replace(b"@" * 42, exif)
         assert exif in content
-        if kind == "PNG": content = png_of([*chunks(content)])  # its check sum
+        if kind == "PNG":
+            content = png_of([*chunks(content)])  # its check sum
         shown = got(content)
         assert sorted(shown.ravel()) == sorted(plain[kind].ravel()), field  # the same pixels, perhaps turned
 
@@ -365,13 +405,15 @@ def test_every_type_of_tag_in_exif_leaves_the_picture():
 def test_every_type_of_tag_in_tiff_gives_an_image_or_is_named():
     whole = encode(PIXELS, "TIFF")
     at = struct.unpack("<I", whole[4:8])[0]
-    n, = struct.unpack("<H", whole[at:at + 2])
-    own = [*struct.iter_unpack("<HHII", whole[at + 2:at + 2 + 12 * n])]
+    (n,) = struct.unpack("<H", whole[at : at + 2])
+    own = [*struct.iter_unpack("<HHII", whole[at + 2 : at + 2 + 12 * n])]
     read = 0
     for field in entries():
         fields = sorted([f for f in own if f[0] != field[0]] + [field])
-        try: read += got(whole[:4] + struct.pack("<I", len(whole)) + whole[8:] + directory(fields)).size > 0
-        except DataError as e: assert "cannot be read as an image" in str(e)
+        try:
+            read += got(whole[:4] + struct.pack("<I", len(whole)) + whole[8:] + directory(fields)).size > 0
+        except DataError as e:
+            assert "cannot be read as an image" in str(e)
     assert read > 500
 
 
@@ -383,29 +425,54 @@ def test_spoilt_bytes_give_an_image_or_are_named(name):
         content = bytearray(whole)
         for at in rng.randint(0, min(300, len(whole)), rng.randint(1, 4)):
             content[at] = rng.choice([0, 1, 127, 255, rng.randint(256)])
-        try: got(bytes(content))
-        except DataError as e: assert "cannot be read as an image" in str(e)
+        try:
+            got(bytes(content))
+        except DataError as e:
+            assert "cannot be read as an image" in str(e)
 
 
-ERRORS = [struct.error, zlib.error, TypeError, IndexError, ZeroDivisionError, KeyError, MemoryError, RecursionError,
-          AttributeError, AssertionError, OverflowError, EOFError, SyntaxError, NotImplementedError, UnicodeError,
-          BufferError, Image.DecompressionBombError]
+ERRORS = [
+    struct.error,
+    zlib.error,
+    TypeError,
+    IndexError,
+    ZeroDivisionError,
+    KeyError,
+    MemoryError,
+    RecursionError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    EOFError,
+    SyntaxError,
+    NotImplementedError,
+    UnicodeError,
+    BufferError,
+    Image.DecompressionBombError,
+]
 
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("step", ["open", "load", "getexif", "convert"])
 def test_no_exception_ends_a_run_over_a_folder(tmp_path, monkeypatch, error, step):
     "Whatever Pillow raises, wherever, for one file: it is named, unless its metadata are at fault; others are read."
-    for i in range(3): (tmp_path / f"{i}.png").write_bytes(encode(PIXELS))
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(encode(PIXELS))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     plain_open, calls = Image.open, []
-    def raises(*args, **kwargs): raise error
+
+    def raises(*args, **kwargs):
+        raise error
+
     def spoilt(source, *args, **kwargs):
         calls.append(source)
-        if step == "open" and (str(source).endswith("1.png") or isinstance(source, io.BytesIO)): raises()
+        if step == "open" and (str(source).endswith("1.png") or isinstance(source, io.BytesIO)):
+            raises()
         image = plain_open(source, *args, **kwargs)
-        if str(source).endswith("1.png") or isinstance(source, io.BytesIO): setattr(image, step, raises)
+        if str(source).endswith("1.png") or isinstance(source, io.BytesIO):
+            setattr(image, step, raises)
         return image
+
     monkeypatch.setattr(Image, "open", spoilt)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -416,11 +483,15 @@ def test_no_exception_ends_a_run_over_a_folder(tmp_path, monkeypatch, error, ste
 
 def test_huge_images_are_refused_and_nothing_is_spilt():
     "By Pillow's own bound, or a caller's; a large one below it is decoded without Pillow's warning."
+
     def header(side):
         sizes = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
         return png_of([(b"IHDR", sizes), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")])
+
     for side in (10_000, 20_000):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            with pytest.raises(DataError, match="cannot be read as an image"): read_image(header(side))
-    with pytest.raises(DataError, match="more than 40 million pixels"): read_image(header(8000), 40_000_000)
+            with pytest.raises(DataError, match="cannot be read as an image"):
+                read_image(header(side))
+    with pytest.raises(DataError, match="more than 40 million pixels"):
+        read_image(header(8000), 40_000_000)

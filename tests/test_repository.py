@@ -1,4 +1,5 @@
 "The generated package, the notebooks, the README and the shipped photographs are in step with their sources."
+
 import csv, json, re, shutil, subprocess, sys
 from pathlib import Path
 
@@ -16,8 +17,12 @@ SOURCES = ("nbs", "saaae", "settings.ini", "setup.py", "README.md")
 def copy(tmp_path):
     "A copy of the sources under git, so that what a tool changes shows as a diff."
     for name in SOURCES:
-        if (ROOT / name).is_dir(): shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-        else: shutil.copy(ROOT / name, tmp_path / name)
+        if (ROOT / name).is_dir():
+            shutil.copytree(
+                ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+            )
+        else:
+            shutil.copy(ROOT / name, tmp_path / name)
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", "-A")
     return tmp_path
@@ -38,7 +43,8 @@ def test_package_is_exported_from_the_notebooks(copy):
 
 
 def test_export_check_can_fail(copy):
-    with open(copy / "saaae" / "models.py", "a") as f: f.write("# edited by hand\n")
+    with open(copy / "saaae" / "models.py", "a") as f:
+        f.write("# edited by hand\n")
     git(copy, "add", "-A")
     assert "saaae/models.py" in changed_by(copy, "nbdev_export")
 
@@ -93,15 +99,18 @@ def test_photographs_are_credited_and_small():
     rows, sources = (list(csv.DictReader(open(folder / name))) for name in ("photographs.csv", "sources.csv"))
     files = {p.name for p in (folder / "photographs").iterdir()}
     assert {r["file"] for r in rows} == files and len(rows) == len(sources) >= 120
-    assert [(r["author"], r["licence"], r["source"]) for r in rows] == [(s["author"], s["licence"], s["source"]) for s in sources]
+    assert [(r["author"], r["licence"], r["source"]) for r in rows] == [
+        (s["author"], s["licence"], s["source"]) for s in sources
+    ]
     free = re.compile(r"CC0-1\.0|public-domain|CC-BY(-SA)?-[1-4]\.[05]")
     assert all(free.fullmatch(r["licence"]) for r in rows)
     assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) < 12e6
-    for c in {r["class"] for r in rows}: assert {r["split"] for r in rows if r["class"] == c} == {"train", "test"}
+    for c in {r["class"] for r in rows}:
+        assert {r["split"] for r in rows if r["class"] == c} == {"train", "test"}
 
 
 def test_readme_code_runs():
-    code, = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     names = {}
     exec(code, names)
     assert names["bits"].shape == (8,) and names["loss"].isfinite()

@@ -1,4 +1,5 @@
 "The models that ship: their files fit each other, and the model card's figures are what the weights give."
+
 import csv, hashlib, json, re, subprocess
 from pathlib import Path
 
@@ -32,15 +33,22 @@ def test_the_run_was_from_a_clean_commit():
 
 
 def test_card_shows_the_tables():
-    card, summary = (FOLDER / "README.md").read_text(), pd.read_csv(FOLDER / "summary.csv").astype(dict(epochs_to_vae_final_mse="Int64"))
+    card, summary = (
+        (FOLDER / "README.md").read_text(),
+        pd.read_csv(FOLDER / "summary.csv").astype(dict(epochs_to_vae_final_mse="Int64")),
+    )
     assert to_markdown(summary) in card and RUN["git"]["commit"] in card
     last = pd.read_csv(FOLDER / "metrics.csv").groupby("model").mse.last()
-    for row in summary.itertuples(): assert row.mse == pytest.approx(last[row.model], rel=1e-6)
+    for row in summary.itertuples():
+        assert row.mse == pytest.approx(last[row.model], rel=1e-6)
 
 
 def test_card_counts_the_licences():
     photographs = list(csv.DictReader(open(ROOT / "data" / "photos64" / "photographs.csv")))
-    found = {licence: int(n) for n, licence in re.findall(r"(\d+) (public-domain|CC[\w.-]+\d)", (FOLDER / "README.md").read_text())}
+    found = {
+        licence: int(n)
+        for n, licence in re.findall(r"(\d+) (public-domain|CC[\w.-]+\d)", (FOLDER / "README.md").read_text())
+    }
     trained = [p["licence"] for p in photographs if p["split"] == "train"]
     assert found == {licence: trained.count(licence) for licence in set(trained)}
 
@@ -51,9 +59,12 @@ def test_figures_are_what_the_weights_give(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     cfg = configure(**RUN["config"] | dict(device="cpu"))
-    figures = evaluate(kind.from_pretrained("photos64"), load_images("photos64", "test", cfg.image_size, cfg.test_images), cfg)
+    figures = evaluate(
+        kind.from_pretrained("photos64"), load_images("photos64", "test", cfg.image_size, cfg.test_images), cfg
+    )
     row = pd.read_csv(FOLDER / "summary.csv").set_index("model").loc[kind.__name__.lower()]
-    for name in ("mse", "psnr_db", "ssim", "rate_bits", "gate_mean"): assert figures[name] == pytest.approx(row[name], rel=1e-4), name
+    for name in ("mse", "psnr_db", "ssim", "rate_bits", "gate_mean"):
+        assert figures[name] == pytest.approx(row[name], rel=1e-4), name
 
 
 def test_notebook_makes_them_elsewhere_and_the_same_again(tmp_path):
@@ -62,7 +73,9 @@ def test_notebook_makes_them_elsewhere_and_the_same_again(tmp_path):
     for name in ("one", "two"):
         run = papermill("shipped.ipynb", tmp_path / name, **toy)
         assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
-    one, two = (json.loads((tmp_path / name / "photos64" / "run.json").read_text())["weights"] for name in ("one", "two"))
+    one, two = (
+        json.loads((tmp_path / name / "photos64" / "run.json").read_text())["weights"] for name in ("one", "two")
+    )
     assert one == two and (FOLDER / "run.json").read_bytes() == before
     assert SAAAE.from_pretrained(tmp_path / "one" / "photos64" / "saaae").latent_shape == (4,)
 

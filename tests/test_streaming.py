@@ -1,4 +1,5 @@
 "Data larger than memory: caches are built as a stream and read mapped, by one process or several, on disks that are full or may not be written."
+
 import os, subprocess, sys
 
 import numpy as np
@@ -30,7 +31,9 @@ def most(images):
     return peak
 """
 
-HUNDRED_THOUSAND = MEASURE + """
+HUNDRED_THOUSAND = (
+    MEASURE
+    + """
 n, size, path = 100_000, 32, Path(sys.argv[1])
 picture = np.zeros((3, size, size), np.uint8)
 def pictures():
@@ -49,11 +52,17 @@ else: images = gather(about, pictures())
 assert len(images) == n and images.first(None).sha256() == images.sha256() and images.labels[-1] == 9 and images.groups[-1] == n - 1
 print(peak, most(images), images.pixels.nbytes / 2**20)
 """
+)
 
 
 def child(program, *args, **how):
-    run = subprocess.run([sys.executable, "-c", program, *map(str, args)], capture_output=True, text=True, cwd=ROOT,
-                         env=dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", **how))
+    run = subprocess.run(
+        [sys.executable, "-c", program, *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", **how),
+    )
     assert run.returncode == 0, run.stderr[-2000:]
     return run.stdout
 
@@ -66,7 +75,9 @@ def test_memory_stays_flat_at_100_000_images(tmp_path):
     assert max(mapped[:2]) < 30 < 290 < held[0] and held[1] > 290
 
 
-STL10 = MEASURE + """
+STL10 = (
+    MEASURE
+    + """
 import warnings
 warnings.simplefilter("ignore")
 root, size = Path(sys.argv[1]), 8
@@ -74,6 +85,7 @@ start = anonymous()
 images = stl10("unlabeled", size, root)
 print(anonymous() - start, len(images), images.pixels[-1].float().mean().item())
 """
+)
 
 
 def test_stl10_is_read_without_loading_its_file(tmp_path):
@@ -101,13 +113,25 @@ def folder(tmp_path):
     rng = np.random.RandomState(0)
     for i in range(300):
         (tmp_path / "own" / str(i % 3)).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.randint(0, 256, (40, 40, 3)).astype(np.uint8)).save(tmp_path / "own" / str(i % 3) / f"{i:03}.png")
+        Image.fromarray(rng.randint(0, 256, (40, 40, 3)).astype(np.uint8)).save(
+            tmp_path / "own" / str(i % 3) / f"{i:03}.png"
+        )
     return tmp_path / "own"
 
 
 def test_several_processes_build_at_once(folder, tmp_path):
     env = dict(os.environ, PYTHONPATH=str(ROOT), XDG_CACHE_HOME=str(tmp_path / "cache"), OMP_NUM_THREADS="1")
-    runs = [subprocess.Popen([sys.executable, "-c", BUILD, folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=ROOT) for _ in range(3)]
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", BUILD, folder],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
+            cwd=ROOT,
+        )
+        for _ in range(3)
+    ]
     said = [run.communicate() for run in runs]
     assert [run.returncode for run in runs] == [0] * 3, said
     assert {out.strip() for out, _ in said} == {folder_images(folder, "train", 16).sha256()}
@@ -116,7 +140,9 @@ def test_several_processes_build_at_once(folder, tmp_path):
 
 def test_killed_while_building(folder, tmp_path):
     "SIGKILL at the 100th image: half a file is left under another name, and goes with the next build."
-    die = BUILD.replace("print", """import os, signal
+    die = BUILD.replace(
+        "print",
+        """import os, signal
 from saaae.sources import folder
 plain, n = folder.read_image, 0
 def read_image(path):
@@ -125,12 +151,16 @@ def read_image(path):
     if n == 100: os.kill(os.getpid(), signal.SIGKILL)
     return plain(path)
 folder.read_image = read_image
-print""")
+print""",
+    )
     env = dict(os.environ, PYTHONPATH=str(ROOT), XDG_CACHE_HOME=str(tmp_path / "cache"), OMP_NUM_THREADS="1")
     assert subprocess.run([sys.executable, "-c", die, folder], env=env, cwd=ROOT).returncode == -9
     names = lambda: [p.name for p in (tmp_path / "cache").rglob("*.*")]
     assert len(names()) == 1 and names()[0].endswith(".part")
-    assert child(BUILD, folder, XDG_CACHE_HOME=env["XDG_CACHE_HOME"]).strip() == folder_images(folder, "train", 16).sha256()
+    assert (
+        child(BUILD, folder, XDG_CACHE_HOME=env["XDG_CACHE_HOME"]).strip()
+        == folder_images(folder, "train", 16).sha256()
+    )
     assert names() == ["train_16.safetensors"]
 
 

@@ -1,7 +1,8 @@
 """Fill the tables of README.md from committed files, between `<!-- table FILE -->` and `<!-- end -->`.
 
-    python tools/fill_readme.py
+python tools/fill_readme.py
 """
+
 import re, subprocess
 from pathlib import Path
 

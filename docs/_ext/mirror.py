@@ -1,47 +1,79 @@
 "A mirror of README, notebooks and results beside the pages, in which relative links lead where they lead in the repository."
+
 import json, os, re
 from collections.abc import Callable
 from pathlib import Path
 
-PAGES = ("README.md", "nbs/*.ipynb", "nbs/*/*.ipynb", "results/*/*.ipynb", "results/evidence/verdict.md", "results/precision/tries.md", "data/*/README.md", "saaae/pretrained/*/README.md")
-SHOWN = ("results/*/*.png", "results/*/*.md", "results/*/*/*.png", "results/compare/*", "results/bench/*.csv")  # what the site's own pages show
-MOVED = {"results/evidence/verdict.md": "results/evidence/effects.md"}  # beside verdict.ipynb, which would be the same page
+PAGES = (
+    "README.md",
+    "nbs/*.ipynb",
+    "nbs/*/*.ipynb",
+    "results/*/*.ipynb",
+    "results/evidence/verdict.md",
+    "results/precision/tries.md",
+    "data/*/README.md",
+    "saaae/pretrained/*/README.md",
+)
+SHOWN = (
+    "results/*/*.png",
+    "results/*/*.md",
+    "results/*/*/*.png",
+    "results/compare/*",
+    "results/bench/*.csv",
+)  # what the site's own pages show
+MOVED = {
+    "results/evidence/verdict.md": "results/evidence/effects.md"
+}  # beside verdict.ipynb, which would be the same page
 LINK = re.compile(r"(?<!`)(!?)\[([^\]\n]*)\]\(([^)\s]+)\)")
 LANGUAGE = {"name": "python", "pygments_lexer": "ipython3"}
+
 
 def write(path: Path, content: bytes) -> None:
     "Write what has changed, so that a second build reads only that."
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists() or path.read_bytes() != content: path.write_bytes(content)
+    if not path.exists() or path.read_bytes() != content:
+        path.write_bytes(content)
+
 
 def place(
-    path: Path,        # a file of the repository
-    root: Path,        # of the repository
+    path: Path,  # a file of the repository
+    root: Path,  # of the repository
     pages: set[Path],  # files that become pages
-) -> str:              # where it is in the mirror; markdown that is no page is a table, for pages to include
+) -> str:  # where it is in the mirror; markdown that is no page is a table, for pages to include
     "A file's place in the mirror."
     name = path.relative_to(root).as_posix()
     return MOVED.get(name, name) if path in pages or path.suffix != ".md" else f"{name}.txt"
 
+
 def links(
-    text: str,          # markdown of a page
-    folder: Path,       # where the page is
-    root: Path,         # of the repository
-    pages: set[Path],   # files that become pages
+    text: str,  # markdown of a page
+    folder: Path,  # where the page is
+    root: Path,  # of the repository
+    pages: set[Path],  # files that become pages
     needed: set[Path],  # files that links lead to; grows
-) -> str:               # the same with links from the top of the site; one to a folder is its text, as a site shows no folders
+) -> str:  # the same with links from the top of the site; one to a folder is its text, as a site shows no folders
     "Collect and turn what a page links to. Raises `FileNotFoundError` for a link to nothing."
+
     def follow(m: re.Match) -> str:
         bang, label, target = m.groups()
-        if re.match(r"[a-z]+:|#", target): return m[0]
+        if re.match(r"[a-z]+:|#", target):
+            return m[0]
         name, _, anchor = target.partition("#")
-        bases = folder, root/"nbs", root  # an executed notebook was written in nbs, the README's tables for the README
-        path = next((p for base in bases if (p := Path(os.path.normpath(base/name))).exists()), None)
-        if path is None: raise FileNotFoundError(f"{folder.relative_to(root)}: there is no {target}, which a page links to.")
-        if path.is_dir(): return label
+        bases = (
+            folder,
+            root / "nbs",
+            root,
+        )  # an executed notebook was written in nbs, the README's tables for the README
+        path = next((p for base in bases if (p := Path(os.path.normpath(base / name))).exists()), None)
+        if path is None:
+            raise FileNotFoundError(f"{folder.relative_to(root)}: there is no {target}, which a page links to.")
+        if path.is_dir():
+            return label
         needed.add(path)
         return f"{bang}[{label}](/_repo/{place(path, root, pages)}{'#' * bool(anchor)}{anchor})"
+
     return LINK.sub(follow, text)
+
 
 def notebook(path: Path, turn: Callable[[str], str]) -> str:
     "A notebook with `language_info`, which `nbdev_clean` strips and without which no cell is highlighted; widgets and directives to nbdev are left out."
@@ -49,12 +81,15 @@ def notebook(path: Path, turn: Callable[[str], str]) -> str:
     nb["metadata"] = {"kernelspec": nb["metadata"]["kernelspec"], "language_info": LANGUAGE}
     for cell in nb["cells"]:
         cell["metadata"] = {}
-        if cell["cell_type"] == "markdown": cell["source"] = turn(re.sub(r"^- skip_exec: true\n?", "", "".join(cell["source"]), flags=re.M))
+        if cell["cell_type"] == "markdown":
+            cell["source"] = turn(re.sub(r"^- skip_exec: true\n?", "", "".join(cell["source"]), flags=re.M))
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             data.pop("application/vnd.jupyter.widget-view+json", None)
-            if "text/markdown" in data: data["text/markdown"] = turn("".join(data["text/markdown"]))
+            if "text/markdown" in data:
+                data["text/markdown"] = turn("".join(data["text/markdown"]))
     return json.dumps(nb, ensure_ascii=False)
+
 
 def build(root: Path, out: Path) -> None:
     "Make the mirror, and leave nothing in it that the repository no longer has."
@@ -63,9 +98,11 @@ def build(root: Path, out: Path) -> None:
     for path in sorted(pages | {p for p in shown if p.suffix == ".md"}):
         turn = lambda text: links(text, path.parent, root, pages, needed)
         text = notebook(path, turn) if path.suffix == ".ipynb" else turn(path.read_text(encoding="utf-8"))
-        made[out/place(path, root, pages)] = text.encode()
+        made[out / place(path, root, pages)] = text.encode()
     for path in sorted(shown | needed):
-        made.setdefault(out/place(path, root, pages), path.read_bytes())
-    for path, content in made.items(): write(path, content)
+        made.setdefault(out / place(path, root, pages), path.read_bytes())
+    for path, content in made.items():
+        write(path, content)
     for path in out.rglob("*"):
-        if path.is_file() and path not in made: path.unlink()
+        if path.is_file() and path not in made:
+            path.unlink()

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LEVELS', 'OWN', 'DEPTH', 'SPREAD', 'TOTAL', 'ENTROPY_MODEL', 'MAGIC', 'VERSION', 'SUFFIX', 'MAX_SIDE', 'MAX_PIXELS',
            'code_points', 'quantise', 'frequencies', 'lengths', 'CodecError', 'read_symbols', 'write_symbols',
-           'has_stream', 'varint', 'pack', 'unpack', 'Codec', 'refuse_told', 'fit_codec', 'check_codec', 'read_codec',
-           'check_run', 'load_codec', 'payload_bytes', 'best_mix', 'convert', 'convert_folder', 'main']
+           'has_stream', 'varint', 'pack', 'unpack', 'Codec', 'refuse_conditioned', 'fit_codec', 'check_codec',
+           'read_codec', 'check_run', 'load_codec', 'payload_bytes', 'best_mix', 'convert', 'convert_folder', 'main']
 
 # %% ../../nbs/apps/codec.ipynb #cell-02
 import argparse, hashlib, io, json, math, sys, zlib
@@ -21,7 +21,7 @@ import torch
 from einops import rearrange
 from PIL import Image
 
-from ..data import DataError, Images, normalise
+from ..data import DataError, Images, SaaaeError, normalize
 from ..sources.files import atomic_write, read_tensors, save_tensors
 from ..sources.folder import find_files, image_suffixes
 from ..sources.images import read_image
@@ -84,7 +84,7 @@ def lengths(
     return -(frequency.double() / TOTAL).clamp(min=2.**-24).log2()
 
 # %% ../../nbs/apps/codec.ipynb #cell-11
-class CodecError(ValueError):
+class CodecError(SaaaeError, ValueError):
     "A stream, a codec file or a wish that cannot be used; the message says why."
 
 ENTROPY_MODEL = constriction.stream.model.Categorical(perfect=False)
@@ -179,7 +179,7 @@ class Codec:
         tiles: torch.Tensor,  # uint8 `[n, 3, s, s]`
     ) -> tuple[torch.Tensor, torch.Tensor]:  # mean and standard deviation, float64 `[n, d]`
         "What the encoder says. Raises `CodecError` if that is not finite."
-        qs = [self.model.posterior(normalise(x).double()) for x in tiles.split(min(64, self.cfg.batch_size))]
+        qs = [self.model.posterior(normalize(x).double()) for x in tiles.split(min(64, self.cfg.batch_size))]
         mu, std = (torch.cat(parts).flatten(1) for parts in zip(*((q.mu, q.std.expand_as(q.mu)) for q in qs)))
         if not (mu.isfinite() & std.isfinite()).all(): raise CodecError("the model gives this image a code that is not finite: use another model")
         return mu, std
@@ -240,7 +240,7 @@ class Codec:
         return Image.fromarray(rearrange(tiles.numpy(), "(r c) k h w -> (r h) (c w) k", r=rows)[:h, :w].copy())
 
 # %% ../../nbs/apps/codec.ipynb #cell-19
-def refuse_told(cfg: LabConfig) -> None:
+def refuse_conditioned(cfg: LabConfig) -> None:
     "Raise `CodecError` for a model that is told a class or a precision."
     if cfg.classes or cfg.multirate != "tempered": raise CodecError("a model that is told a class or a precision has no codec: use one with multirate 'tempered' and classes 0.")
 
@@ -252,12 +252,12 @@ def fit_codec(
 ) -> Codec:
     "The tables of a model. Raises `CodecError` for one that is told a class or a precision."
     model, cfg = unwrapped(model), as_lab(cfg)
-    refuse_told(cfg)
+    refuse_conditioned(cfg)
     cfg = replace(cfg, gate=gate_name(model), gate_value=getattr(model, "gate_value", None))  # of the run's VAE: off
     tensors = {f"model.{k}": at_least_float32(v).contiguous() for k, v in plain_state(model).items()}
     dims = math.prod(model.latent_shape)
-    blank = dict(centre=torch.zeros(dims).double(), spread=torch.ones(dims).double(), frequency=torch.zeros(len(LEVELS), dims, 2**DEPTH - 1, dtype=torch.int32))
-    codec = Codec(cfg, tensors | blank)
+    empty = dict(centre=torch.zeros(dims).double(), spread=torch.ones(dims).double(), frequency=torch.zeros(len(LEVELS), dims, 2**DEPTH - 1, dtype=torch.int32))
+    codec = Codec(cfg, tensors | empty)
     mu, std = codec.posterior(images.pixels[torch.linspace(0, len(images) - 1, min(len(images), 2000)).long()].cpu())
     centre, spread = mu.mean(0), SPREAD * mu.std(0, correction=0).clamp(min=1e-6)
     points, u = centre[:, None] + spread[:, None] * code_points(), torch.special.ndtr((mu - centre) / spread)
@@ -269,8 +269,8 @@ def fit_codec(
             index, bits, own = quantise(mu, std, points, lengths(start), u, t), lengths(start), torch.arange(dims)
             found.append((start, (t * (points[own, index] - mu)**2 / (2 * std**2) + math.log(2) * bits[own, index]).sum(0)))
         (one, cost), (other, other_cost) = found
-        frequency = blank["frequency"][level] = torch.where((cost <= other_cost)[:, None], one, other)
-    return Codec(cfg, tensors | blank | dict(centre=centre, spread=spread))
+        frequency = empty["frequency"][level] = torch.where((cost <= other_cost)[:, None], one, other)
+    return Codec(cfg, tensors | empty | dict(centre=centre, spread=spread))
 
 # %% ../../nbs/apps/codec.ipynb #cell-20
 def check_codec(
@@ -278,7 +278,7 @@ def check_codec(
     tensors: dict[str, torch.Tensor],  # what `Codec` takes
 ) -> None:
     "Raise `CodecError` unless this is what `fit_codec` makes; takes no memory."
-    refuse_told(cfg)
+    refuse_conditioned(cfg)
     model = blueprint(cfg)
     with torch.device("meta"):
         dims = math.prod(model.latent_shape)

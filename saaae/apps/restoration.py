@@ -62,10 +62,10 @@ def region_ssim(
 def keep_known(
     filled: torch.Tensor,  # `[n, 3, h, h]`, what a method gives
     x: torch.Tensor,       # the same shape: the image with its known pixels
-    hidden: torch.Tensor,  # bool `[n, 1, h, h]`, true inside the hole
+    mask: torch.Tensor,  # bool `[n, 1, h, h]`, true inside the hole
 ) -> torch.Tensor:
     "The method's pixels inside the hole, the image's own outside."
-    return torch.where(hidden, filled, x)
+    return torch.where(mask, filled, x)
 
 def mask_from_file(
     path: Path | str,  # any image that `saaae.data.read_image` reads
@@ -73,11 +73,11 @@ def mask_from_file(
 ) -> torch.Tensor:     # bool `[1, 1, size, size]`, true where hidden
     "A mask of one's own: bright (128 and more of 255, also transparent) is hidden; scaled to a square by nearest neighbour. Raises `DataError`."
     grey = read_image(Path(path)).convert("L").resize((size, size), Image.Resampling.NEAREST)
-    hidden = torch.from_numpy(np.asarray(grey) >= 128)[None, None]
-    if hidden.all() or not hidden.any():
-        what = "everything: there is nothing to rebuild from" if hidden.all() else "nothing"
+    mask = torch.from_numpy(np.asarray(grey) >= 128)[None, None]
+    if mask.all() or not mask.any():
+        what = "everything: there is nothing to rebuild from" if mask.all() else "nothing"
         raise DataError(f"{path} as a mask of {size}x{size} pixels hides {what}. Bright pixels are hidden, dark ones known.")
-    return hidden
+    return mask
 
 # %% ../../nbs/apps/restoration.ipynb #cell-12
 def tool(module: str) -> ModuleType:
@@ -87,20 +87,20 @@ def tool(module: str) -> ModuleType:
 
 def opencv_fill(method: str) -> Callable[..., np.ndarray]:
     "One of OpenCV's, as a function of (picture, hidden, radius)."
-    def fill(picture, hidden, radius=3):
+    def fill(picture, mask, radius=3):
         cv2 = tool("cv2")
-        return cv2.inpaint((255 * picture).round().astype(np.uint8), hidden.astype(np.uint8), radius, getattr(cv2, method)) / 255
+        return cv2.inpaint((255 * picture).round().astype(np.uint8), mask.astype(np.uint8), radius, getattr(cv2, method)) / 255
     return fill
 
-def biharmonic_fill(picture: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+def biharmonic_fill(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     "scikit-image's, on zeroed memory."
     module = tool("skimage.restoration.inpaint")
     with mock.patch.object(module, "np", SimpleNamespace(**vars(np) | dict(empty=np.zeros))):
-        return module.inpaint_biharmonic(picture, hidden, channel_axis=-1)
+        return module.inpaint_biharmonic(picture, mask, channel_axis=-1)
 
-def mean_colour(picture: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+def mean_colour(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     "The mean colour of what is known, everywhere."
-    return np.broadcast_to(picture[~hidden].mean(0), picture.shape)
+    return np.broadcast_to(picture[~mask].mean(0), picture.shape)
 
 INPAINTERS = {  # functions of float64 `[h, w, 3]` in [0, 1] and bool `[h, w]`
     "telea": opencv_fill("INPAINT_TELEA"),
@@ -120,13 +120,13 @@ def stacked(restored: list[np.ndarray]) -> torch.Tensor:
 def inpaint(
     name: str,             # one of `INPAINTERS`
     x: torch.Tensor,       # `[n, 3, h, h]` in [0, 1]
-    hidden: torch.Tensor,  # bool `[n, 1, h, h]`, true inside the hole
+    mask: torch.Tensor,  # bool `[n, 1, h, h]`, true inside the hole
     **options: Any,        # of the method
 ) -> torch.Tensor:         # `[n, 3, h, h]` in [0, 1]
     "Fill the holes with a classical method; known pixels are kept. Raises `ValueError` for another name."
     if name not in INPAINTERS: raise ValueError(f"inpainting must be one of {', '.join(INPAINTERS)}, not {name!r}.")
-    filled = [INPAINTERS[name](picture, hole, **options) for picture, hole in zip(pictures(x.masked_fill(hidden, 0)), hidden[:, 0].cpu().numpy())]
-    return keep_known(stacked(filled), x, hidden)
+    filled = [INPAINTERS[name](picture, hole, **options) for picture, hole in zip(pictures(x.masked_fill(mask, 0)), mask[:, 0].cpu().numpy())]
+    return keep_known(stacked(filled), x, mask)
 
 # %% ../../nbs/apps/restoration.ipynb #cell-16
 def gaussian(x: torch.Tensor, level: float, noise: torch.Generator) -> torch.Tensor:

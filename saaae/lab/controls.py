@@ -15,7 +15,7 @@ import torch
 
 from .weights import AIMS
 from ..data import Corruption, Images
-from .conditioned import ClassConditional, Conditioned, told_kind
+from .conditioned import ClassConditional, Conditioned, conditioned_kind
 from .gates import GATES
 from .objectives import AllRates, NoiseBank, OptimalVariance, Places, Regions, Weighted
 from ..models import VAE
@@ -65,8 +65,8 @@ class LabModels(LabFields):
     def model_class(self, gated: bool = True) -> type[VAE]:
         "The gate's class, or the VAE that is its twin, told what it is to be told."
         kind = GATES[self.gate if gated else "off"]
-        if self.classes: return told_kind(ClassConditional, kind)
-        return kind if self.multirate == "tempered" else told_kind(Conditioned, kind)
+        if self.classes: return conditioned_kind(ClassConditional, kind)
+        return kind if self.multirate == "tempered" else conditioned_kind(Conditioned, kind)
 
     def make_model(self, gated: bool = True) -> VAE:
         "The model, where torch makes tensors now."
@@ -74,7 +74,7 @@ class LabModels(LabFields):
         if self.trains == "decoder": model.requires_grad_(False).decoder.requires_grad_(True)
         return model
 
-    def told(self, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def cond(self, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         "What the models are told besides the images, by the labels `[b]`."
         return dict(y=labels) if self.classes else {}
 
@@ -123,21 +123,21 @@ class LabConfig(LabModels):
 def check_controls(cfg: LabConfig) -> None:
     "Raise `ConfigError` for controls that do not go together."
     def refuse(why: str): raise ConfigError(f"{why}.")
-    ranged, told, spatial = cfg.t_range > 1, cfg.multirate != "tempered", cfg.latent == "spatial"
+    ranged, cond, spatial = cfg.t_range > 1, cfg.multirate != "tempered", cfg.latent == "spatial"
     if ranged and (cfg.beta == 0 or cfg.decoder_variance != "fixed"):
         refuse("t_range above 1 needs a beta above 0 and a fixed decoder_variance")
     closed = cfg.gate_value == 0 if cfg.gate == "constant" else cfg.gate != "off" and cfg.floor == 0
     if ranged and closed:
         refuse("t_range above 1 needs a floor (or gate_value) above 0: a gate of 0 has no precision to change")
     if cfg.regions and not (ranged and spatial): refuse("regions need spatial latents and a t_range above 1")
-    if cfg.classes and (told or spatial): refuse("classes go with flat latents and the multirate 'tempered'")
-    if told and (not ranged or spatial): refuse("multirate goes with a t_range above 1 and flat latents")
+    if cfg.classes and (cond or spatial): refuse("classes go with flat latents and the multirate 'tempered'")
+    if cond and (not ranged or spatial): refuse("multirate goes with a t_range above 1 and flat latents")
     if (cfg.gate == "constant") != (cfg.gate_value is not None):
         refuse("gate_value goes with the gate 'constant', and only with it")
 
 # %% ../../nbs/lab/controls.ipynb #cell-10
 PRESETS = OWN_PRESETS | dict(
-    published=dict(held_out=False, scope="batch", floor=0., shared_masks=True, noise_bank=True))
+    published=dict(held_out=False, normalize="batch", floor=0., shared_masks=True, noise_bank=True))
 
 def configure(
     preset: str = "quick",  # quick, evidence, stl10 or published

@@ -38,12 +38,12 @@ def removal_ranks(
     model: SAAAE,
     images: Images,
     cfg: Config,
-    hidden: torch.Tensor | None = None,  # masks, bool `[n, 1, h, h]`; `None`: as the config says
+    mask: torch.Tensor | None = None,  # masks, bool `[n, 1, h, h]`; `None`: as the config says
 ) -> dict[str, torch.Tensor]:            # order -> `[n, latent]`, 0 for what is removed first
     "In which order dimensions are removed; those by importance only where the model has attention."
     maps = dict(importance=model, randomised=randomised(model)) if hasattr(model, "attention") else {}
     found = {name: [] for name in ("kl", *maps)}
-    for part in corrupted_parts(images, cfg, hidden, model):
+    for part in corrupted_parts(images, cfg, mask, model):
         found["kl"].append(model.posterior(part.corrupted).kl_by_dimension("exact"))
         for name, m in maps.items(): found[name].append(m.importance(part.corrupted))
     by = {name: torch.cat(scores) for name, scores in found.items()}
@@ -59,14 +59,14 @@ def removal_curves(
     model: SAAAE,
     images: Images,
     cfg: Config,
-    hidden: torch.Tensor | None = None,  # masks, bool `[n, 1, h, h]`; `None`: as the config says
+    mask: torch.Tensor | None = None,  # masks, bool `[n, 1, h, h]`; `None`: as the config says
     steps: int = 12,                     # points on a curve
 ) -> pd.DataFrame:                       # columns order, removed (dimensions), removed_nats, mse
     "Error against what was removed, means over the images."
     model.eval()
     counts = (cfg.latent * torch.linspace(0, 1, steps + 1)**2).round().int().unique().tolist()  # closest where most happens
-    ranks, rows = removal_ranks(model, images, cfg, hidden), []
-    for part in corrupted_parts(images, cfg, hidden, model):
+    ranks, rows = removal_ranks(model, images, cfg, mask), []
+    for part in corrupted_parts(images, cfg, mask, model):
         q = model.posterior(part.corrupted)
         with part.drawing: eps = torch.randn(q.mu.shape, generator=part.noise, device=q.mu.device)
         kl = q.kl_by_dimension("exact")
@@ -95,13 +95,13 @@ def sensitivity(
     model: SAAAE,
     images: Images,                      # the first 256 are used
     cfg: Config,
-    hidden: torch.Tensor | None = None,  # masks, bool `[n, 1, h, h]`; `None`: as the config says
+    mask: torch.Tensor | None = None,  # masks, bool `[n, 1, h, h]`; `None`: as the config says
     sets: int = 32,                      # random sets for each n
 ) -> pd.DataFrame:                       # columns n, attribution, correlation
     "Pearson correlation between attribution summed over n random dimensions and the rise of the error without them, mean over images."
     model.eval()
     maps, found = dict(importance=model, randomised=randomised(model)) if hasattr(model, "attention") else {}, {}
-    for part in corrupted_parts(images.first(min(256, len(images))), cfg, hidden, model):
+    for part in corrupted_parts(images.first(min(256, len(images))), cfg, mask, model):
         q, draw = model.posterior(part.corrupted), torch.Generator(cfg.device)
         draw.manual_seed(stream_seed(0, "sensitivity"))
         by = dict(kl=q.kl_by_dimension("exact")) | {name: m.importance(part.corrupted) for name, m in maps.items()}

@@ -66,7 +66,7 @@ class Learned(SAAAE):
 
     def importance(self, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         "The scores as importance, shape of z."
-        return to_importance(self.scores.expand(len(x), -1), self.scope).reshape(-1, *self.latent_shape)
+        return to_importance(self.scores.expand(len(x), -1), self.normalize).reshape(-1, *self.latent_shape)
 
 class Constant(SAAAE):
     "One gate for all. Raises `ValueError` for one outside [0, 1]."

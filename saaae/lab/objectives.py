@@ -29,7 +29,7 @@ class Weighted(Objective):
     def error(self, x_hat: torch.Tensor, batch: Batch) -> torch.Tensor:
         "The weighed errors by value, `[b, 3, h, h]`."
         error = super().error(x_hat, batch)
-        return error if self.aim == "everything" else error * aim_weights(self.aim, batch.x, batch.hidden)
+        return error if self.aim == "everything" else error * aim_weights(self.aim, batch.x, batch.mask)
 
 # %% ../../nbs/lab/objectives.ipynb #cell-07
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class AllRates(Weighted):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         "Loss, error and charged KL of a step, each summed over the images."
         error, kl = self.error(x_hat, batch), posterior.kl(self.kl)
-        return self.loss(error.sum(1, keepdim=True), kl, batch.told["t"]), error.sum(), kl.sum()
+        return self.loss(error.sum(1, keepdim=True), kl, batch.cond["t"]), error.sum(), kl.sum()
 
 # %% ../../nbs/lab/objectives.ipynb #cell-16
 class Places(AllRates):

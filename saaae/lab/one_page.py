@@ -89,9 +89,9 @@ def rate_bits(mu: Tensor, logvar: Tensor, gate: Tensor) -> Tensor:
     return (mu**2 + gate**2 * logvar.exp() - 1 - logvar - 2 * gate.log()).sum(1) / 2 / math.log(2)
 
 # %% ../../nbs/one_page.ipynb #cell-18
-def step(model: SAAAE, optimizer: Optimizer, x: Tensor, hidden: Tensor, noise: Generator | None = None) -> float:
+def step(model: SAAAE, optimizer: Optimizer, x: Tensor, mask: Tensor, noise: Generator | None = None) -> float:
     "A step of training, on clean images and the same with hidden patches: the loss, summed over the batch."
-    x_hat, mu, logvar, _ = model(hidden, noise)
+    x_hat, mu, logvar, _ = model(mask, noise)
     error = loss(x_hat, x, mu, logvar)
     optimizer.zero_grad()
     error.backward()

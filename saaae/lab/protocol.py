@@ -71,10 +71,10 @@ def train_and_choose(
     folder: str | Path,  # of the run
 ) -> pd.Series:          # the chosen epoch's row of metrics.csv
     "Train, and keep the weights of the best validated epoch as chosen.safetensors."
-    hidden, metrics = evaluation_masks("patches", len(validation), cfg.image_size), Path(folder)/"metrics.csv"
+    mask, metrics = evaluation_masks("patches", len(validation), cfg.image_size), Path(folder)/"metrics.csv"
 
     def measure(model, epoch):
-        mse = evaluate(model, validation, cfg, ssim=False, hidden=hidden)["mse"]
+        mse = evaluate(model, validation, cfg, ssim=False, mask=mask)["mse"]
         earlier = pd.read_csv(metrics).validation_mse.min() if epoch > 1 else float("inf")
         if not mse >= earlier: save_weights(model, Path(folder)/"chosen.safetensors")
         return dict(validation_mse=mse)
@@ -97,8 +97,8 @@ def read_test_once(
     for name, (cfg, folder) in chosen.items():
         model = build_model(cfg)
         load_weights(model, folder/"chosen.safetensors")
-        hidden = evaluation_masks("patches", len(test), cfg.image_size)
-        rows.append(dict(variant=name, images=test.name, n=len(test), sha256=test.sha256()) | evaluate(model, test, cfg, hidden=hidden))
+        mask = evaluation_masks("patches", len(test), cfg.image_size)
+        rows.append(dict(variant=name, images=test.name, n=len(test), sha256=test.sha256()) | evaluate(model, test, cfg, mask=mask))
     table = pd.DataFrame(rows)
     atomic_write(path, table.to_csv(index=False).encode())
     return table

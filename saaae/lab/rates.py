@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from ..data import Images, stream_seed, to_unit
-from ..reparameterization import AnchoredGaussian, OnDemand, RateError, meet_rate
+from ..reparameterization import AnchoredGaussian, OnDemand, RateError, solve_rate
 from ..models import SAAAE
 from ..evaluation import corrupted_parts
 from ..precision import log_linear, refine, region_profile, sensitivity_profile
@@ -37,7 +37,7 @@ def oracle_profile(
     weighted = lambda q, noise: ((model.decode(q.sample(noise)) - x).square() * weights).sum((1, 2, 3))
     with torch.enable_grad():
         for _ in range(steps):
-            level = meet_rate(q, rate_bits, bend.detach().exp(), True) / bend.detach().exp()
+            level = solve_rate(q, rate_bits, bend.detach().exp(), True) / bend.detach().exp()
             tempered = q.temper(level * bend.exp(), True)
             error = weighted(tempered, noise)
             slope = lambda y: torch.autograd.grad(y.sum(), bend, retain_graph=True)[0]
@@ -46,7 +46,7 @@ def oracle_profile(
             bend.grad = d_error - along(d_error) / along(d_rate).clamp_min(1e-12) * d_rate  # what is left at a constant rate
             optimizer.step()
     with torch.no_grad():
-        found, uniform = (q.temper(meet_rate(q, rate_bits, profile, True), True) for profile in (bend.exp(), 1.))
+        found, uniform = (q.temper(solve_rate(q, rate_bits, profile, True), True) for profile in (bend.exp(), 1.))
         gain = sum(weighted(uniform, noise.manual_seed(i)) - weighted(found, noise.manual_seed(i)) for i in range(16))  # over the same noise
     return torch.where((gain > 0).reshape(-1, *[1] * (bend.dim() - 1)), bend.detach(), 0).exp()
 
@@ -67,13 +67,13 @@ def rebuild(
     model: SAAAE,
     images: Images,
     cfg: LabConfig,
-    hidden: torch.Tensor,    # masks, bool `[n, 1, h, h]`
+    mask: torch.Tensor,    # masks, bool `[n, 1, h, h]`
     t: float | torch.Tensor | Callable[..., torch.Tensor | AnchoredGaussian],  # precision: a number, or a function of (q, x, corrupted) that gives it, or another q
     hold_mean: bool = True,
 ) -> dict[str, torch.Tensor]:  # x `[n, 3, h, h]`; squared error in [0, 1] units, `[n, 1, h, h]`, summed over channels; rate `[n]` in bits
     "Reconstruct all images at a precision, at most `batch_size` at a time."
     parts = []
-    for part in corrupted_parts(images, cfg, hidden, model):
+    for part in corrupted_parts(images, cfg, mask, model):
         with part.drawing:
             if callable(t):
                 q = model.posterior(part.corrupted)
@@ -86,13 +86,13 @@ def rebuild(
 
 def errors(
     r: dict[str, torch.Tensor],  # of `rebuild`
-    hidden: torch.Tensor,        # masks, bool `[n, 1, h, h]`
+    mask: torch.Tensor,        # masks, bool `[n, 1, h, h]`
 ) -> dict[str, float]:
     "Mean rate, plain error and PSNR, and the error under each aim."
     figures = dict(rate_bits=r["rate"].mean(), mse=r["error"].sum((1, 2, 3)).mean())
     figures["psnr_db"] = (-10 * (r["error"].mean((1, 2, 3)) / 3).log10()).mean()
     for aim in AIMS:
-        if aim != "everything": figures[f"mse_{aim}"] = (r["error"] * aim_weights(aim, r["x"], hidden)).sum((1, 2, 3)).mean()
+        if aim != "everything": figures[f"mse_{aim}"] = (r["error"] * aim_weights(aim, r["x"], mask)).sum((1, 2, 3)).mean()
     return {k: v.item() for k, v in figures.items()}
 
 def rate_rows(
@@ -102,8 +102,8 @@ def rate_rows(
     masks: torch.Tensor,  # the frozen ones, bool `[n, 1, h, h]`
 ) -> pd.DataFrame:        # columns mode, t (or the budget), and figures
     "The model at its own rate, and at all others."
-    hidden, rows = hidden_in(cfg, masks), []
-    def add(mode, value, t, hold): rows.append(dict(mode=mode, value=value) | errors(rebuild(model, images, cfg, hidden, t, hold), hidden))
+    mask, rows = hidden_in(cfg, masks), []
+    def add(mode, value, t, hold): rows.append(dict(mode=mode, value=value) | errors(rebuild(model, images, cfg, mask, t, hold), mask))
     add("own", 1., 1., True)
     for level in LEVELS: add("t", level, level, True)
     if cfg.multirate == "conditioned": return pd.DataFrame(rows)
@@ -111,7 +111,7 @@ def rate_rows(
         if level > 1: add("t, mean grows", level, level, False)
     if cfg.multirate == "tempered":
         for budget in BUDGETS:
-            try: add("budget", budget, lambda q, x, corrupted: meet_rate(q, budget, hold_mean=True), True)
+            try: add("budget", budget, lambda q, x, corrupted: solve_rate(q, budget, hold_mean=True), True)
             except RateError: pass  # more than this model can carry: no row
     return pd.DataFrame(rows)
 
@@ -133,14 +133,14 @@ def region_rows(
     "What a region gains and the rest loses."
     rows, spatial = [], cfg.latent == "spatial"
     region = region.float().to(cfg.device)
-    def half(profile): return lambda q, x, corrupted: meet_rate(q, q.rate_bits() / 2, profile(q, x, corrupted), True)
+    def half(profile): return lambda q, x, corrupted: solve_rate(q, q.rate_bits() / 2, profile(q, x, corrupted), True)
     def painted(contrast):
         if spatial: return half(lambda q, x, corrupted: region_profile(region, contrast))
         wide = lambda x: region.expand(len(x), -1, -1, -1)
         return half(lambda q, x, corrupted: sensitivity_profile(model, q, wide(x), contrast**2))
     inputs = dict(clean=torch.zeros_like(masks)) | (dict(masked=masks) if cfg.patches else {})
-    for name, hidden in inputs.items():
-        def add(method, value, t): rows.append(dict(input=name, method=method, value=value) | sides(rebuild(model, images, cfg, hidden, t), region))
+    for name, mask in inputs.items():
+        def add(method, value, t): rows.append(dict(input=name, method=method, value=value) | sides(rebuild(model, images, cfg, mask, t), region))
         for level in LEVELS: add("uniform", level, level)
         if cfg.t_range == 1: continue  # dedicated to a rate: only a reference
         add("half, uniform", 1., half(lambda q, x, corrupted: 1.))
@@ -149,15 +149,15 @@ def region_rows(
             for contrast in (1., *CONTRASTS):
                 def refined(q, x, corrupted):
                     budget = q.rate_bits() / 2
-                    t = meet_rate(q, budget, region_profile(region, contrast), True).expand(len(x), -1, -1, -1)
+                    t = solve_rate(q, budget, region_profile(region, contrast), True).expand(len(x), -1, -1, -1)
                     q = refine(model, q.temper(t, True), x, t, cfg.beta)
-                    return q.temper(meet_rate(q, budget, hold_mean=True), True)
+                    return q.temper(solve_rate(q, budget, hold_mean=True), True)
                 add("half, refined", contrast, refined)
             add("half, oracle", 1., half(lambda q, x, corrupted: oracle_profile(model, q, x, (.1 + .9 * region).expand(len(x), -1, -1, -1), q.rate_bits() / 2)))
         if spatial and name == "masked":  # the region is what was hidden: the only pixels that are exactly mid-grey
             for contrast in (1., *CONTRASTS):
                 t = half(lambda q, x, corrupted: region_profile((corrupted == 0).all(1, keepdim=True), contrast))
-                rows.append(dict(input=name, method="half, hidden", value=contrast) | sides(rebuild(model, images, cfg, hidden, t), hidden.float()))
+                rows.append(dict(input=name, method="half, hidden", value=contrast) | sides(rebuild(model, images, cfg, mask, t), mask.float()))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/lab/rates.ipynb #cell-10
@@ -181,9 +181,9 @@ def map_rows(
 ) -> pd.DataFrame:        # columns aim, map, value (contrast), rate_bits, error
     "Weighted errors at half of each image's own rate, under each map."
     def measured(images, profile):
-        hidden = hidden_in(cfg, masks)[:len(images)]
-        r = rebuild(model, images, cfg, hidden, lambda q, x, corrupted: meet_rate(q, q.rate_bits() / 2, profile(q, x, corrupted), True))
-        found = errors(r, hidden)
+        mask = hidden_in(cfg, masks)[:len(images)]
+        r = rebuild(model, images, cfg, mask, lambda q, x, corrupted: solve_rate(q, q.rate_bits() / 2, profile(q, x, corrupted), True))
+        found = errors(r, mask)
         return {aim: found["mse" if aim == "everything" else f"mse_{aim}"] for aim in AIMS} | dict(rate_bits=found["rate_bits"])
     rows = []
     def add(aim, name, value, found): rows.append(dict(aim=aim, map=name, value=value, rate_bits=found["rate_bits"], error=found[aim]))

@@ -21,6 +21,7 @@ from dask.distributed import Client, LocalCluster, as_completed
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
+from ..data import SaaaeError
 from ..sources.files import CLONE, atomic_write
 from ..config import ConfigError
 from .controls import configure
@@ -28,7 +29,7 @@ from ..runs.folder import results_folder
 from .variants import NEEDS, PRECISION, VARIANTS, run_path
 
 # %% ../../nbs/lab/sweep.ipynb #cell-05
-class RunError(RuntimeError):
+class RunError(SaaaeError, RuntimeError):
     "A run of the sweep that failed; the message is what it said last."
 
 def run_notebook(

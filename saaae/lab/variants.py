@@ -47,8 +47,8 @@ VARIANTS = {
     "saaae_decoupled_hard": (dict(kl="decoupled_hard"), "the KL of dimensions with a gate of at least 1/2 only"),
     "saaae_exact": (dict(kl="exact"), "the KL of what is sampled"),
     "saaae_exact_floor_0.01": (dict(kl="exact", floor=.01), ""),
-    "saaae_batch": (dict(scope="batch"), "scores normalised over the batch, as published"),
-    "saaae_sigmoid": (dict(scope="sigmoid"), "a sigmoid in place of min-max"),
+    "saaae_batch": (dict(normalize="batch"), "scores normalised over the batch, as published"),
+    "saaae_sigmoid": (dict(normalize="sigmoid"), "a sigmoid in place of min-max"),
     "saaae_linear": (dict(attention="linear"), "the published attention, among colour channels"),
     "constant": (dict(gate="constant"), "one gate for all, the mean that the trained saaae of this seed has"),
     "learned": (dict(gate="learned"), "a free gate a dimension, no attention"),
@@ -59,7 +59,7 @@ VARIANTS = {
     "matched": (dict(gate="matched"), "a VAE with the attention branch's weights, added to mu and logvar; no gate"),
     "matched_beta_0.06": (dict(gate="matched", beta=.06), "the same at other rates"),
     "matched_beta_0.015": (dict(gate="matched", beta=.015), ""),
-    "bottleneck": (dict(gate="bottleneck", scope="sigmoid", kl="exact"), "the information bottleneck for attribution (Schulz et al. 2020)"),
+    "bottleneck": (dict(gate="bottleneck", normalize="sigmoid", kl="exact"), "the information bottleneck for attribution (Schulz et al. 2020)"),
     "vae_bank": (dict(gate="off", noise_bank=True), "the VAE with the published noise: the same 256 vectors again and again"),
     "saaae_bank": (dict(noise_bank=True), "the method with the published noise"),
 }
@@ -144,11 +144,11 @@ def active_units(
     model: SAAAE,
     images: Images,
     cfg: LabConfig,
-    hidden: torch.Tensor | None = None,  # masks, bool `[n, 1, h, h]`; `None`: as the config says
+    mask: torch.Tensor | None = None,  # masks, bool `[n, 1, h, h]`; `None`: as the config says
 ) -> int:
     "How many latent dimensions depend on the image."
     means = []
-    for part in corrupted_parts(images, cfg, hidden, model):
+    for part in corrupted_parts(images, cfg, mask, model):
         with part.drawing: means.append(model.posterior(part.corrupted, part.noise).mode())
     return int((torch.cat(means).var(0) > .01).sum())
 
@@ -159,12 +159,12 @@ def fitted_rate(
     train: Images,                       # to fit the prior on
     test: Images,                        # to code
     cfg: LabConfig,
-    hidden: torch.Tensor | None = None,  # masks for both, bool `[n, 1, h, h]`; `None`: as the config says
+    mask: torch.Tensor | None = None,  # masks for both, bool `[n, 1, h, h]`; `None`: as the config says
 ) -> float:                              # bits an image
     "What the code of a held-out image costs with a diagonal Gaussian prior fitted to the codes of training images."
     def codes(images):
         found = []
-        for part in corrupted_parts(images, cfg, hidden, model):
+        for part in corrupted_parts(images, cfg, mask, model):
             with part.drawing: q = model.posterior(part.corrupted, part.noise)
             found.append((q.mu, q.std.expand_as(q.mu)**2))
         return (to_float64(torch.cat(parts)) for parts in zip(*found))
@@ -217,18 +217,18 @@ def evaluate_run(
     "Measure a trained variant."
     seen, fresh = train.first(min(len(train), len(test))), replace(cfg, noise_bank=False)
     masks = {kind: evaluation_masks(kind, len(test), cfg.image_size) for kind in KINDS}
-    hidden, plain, attends = masks["patches"], cfg.gate == "off", cfg.gate == "attention"
-    quick = partial(evaluate, images=test, cfg=fresh, ssim=False, hidden=hidden)
-    by_image = evaluate_images(model, test, fresh, hidden=hidden)
+    mask, plain, attends = masks["patches"], cfg.gate == "off", cfg.gate == "attention"
+    quick = partial(evaluate, images=test, cfg=fresh, ssim=False, mask=mask)
+    by_image = evaluate_images(model, test, fresh, mask=mask)
     rows = {"test": average(by_image, cfg.image_size, cfg)}
-    rows["test"] |= dict(active_units=active_units(model, test, fresh, hidden),
+    rows["test"] |= dict(active_units=active_units(model, test, fresh, mask),
                          prior_distance=prior_distance(model, test, cfg),
-                         fitted_rate_bits=fitted_rate(model, seen, test, fresh, hidden))
-    rows["test_mode"] = evaluate(model, test, fresh, sample=False, hidden=hidden)
-    rows["train"] = evaluate(model, seen, fresh, hidden=hidden[:len(seen)])
+                         fitted_rate_bits=fitted_rate(model, seen, test, fresh, mask))
+    rows["test_mode"] = evaluate(model, test, fresh, sample=False, mask=mask)
+    rows["train"] = evaluate(model, seen, fresh, mask=mask[:len(seen)])
     rows["test_bank"] = quick(model, cfg=replace(cfg, noise_bank=True))
     for kind in KINDS:
-        if kind != "patches": rows[f"test_{kind}"] = quick(model, hidden=masks[kind])
+        if kind != "patches": rows[f"test_{kind}"] = quick(model, mask=masks[kind])
     if attends: rows["test_randomised"] = quick(randomised(model))
     if plain: rows |= {f"tempered_{t:g}": quick(model, t=t, hold_mean=False) for t in TEMPERATURES}
     names = ["mse", "mse_pixel", "mse_pixel_hidden", "mse_pixel_visible", "psnr_db", "kl_full_nats", "kl_exact_nats"]
@@ -236,8 +236,8 @@ def evaluate_run(
                   photographs=by_image.groupby("group")[names].mean().reset_index())
     if plain or attends and cfg.floor:
         few = min(len(test), 256)
-        tables["removal"] = removal_curves(model, test.first(few), fresh, hidden[:few])
-        tables["sensitivity"] = sensitivity(model, test.first(min(few, 128)), fresh, hidden[:128])
+        tables["removal"] = removal_curves(model, test.first(few), fresh, mask[:few])
+        tables["sensitivity"] = sensitivity(model, test.first(min(few, 128)), fresh, mask[:128])
     return tables
 
 def save_tables(

@@ -33,18 +33,18 @@ def foreground(
     return distance > distance.mean((1, 2, 3), keepdim=True)
 
 AIMS = {
-    "everything": lambda x, hidden: torch.ones_like(hidden),
-    "hidden": lambda x, hidden: hidden,
-    "edges": lambda x, hidden: edges(x),
-    "foreground": lambda x, hidden: foreground(x),
+    "everything": lambda x, mask: torch.ones_like(mask),
+    "hidden": lambda x, mask: mask,
+    "edges": lambda x, mask: edges(x),
+    "foreground": lambda x, mask: foreground(x),
 }
 
 def aim_weights(
     aim: str,              # one of `AIMS`
     x: torch.Tensor,       # the clean images, `[b, 3, h, h]`
-    hidden: torch.Tensor,  # bool `[b, 1, h, h]`, true where hidden from the encoder
+    mask: torch.Tensor,  # bool `[b, 1, h, h]`, true where hidden from the encoder
 ) -> torch.Tensor:         # `[b, 1, h, h]`, mean 1 in each image
     "How much each pixel's error counts. Raises `ValueError` for another aim."
     if aim not in AIMS: raise ValueError(f"aim must be one of {', '.join(AIMS)}, not {aim!r}.")
-    weights = .1 + .9 * AIMS[aim](x, hidden).to(x.dtype)
+    weights = .1 + .9 * AIMS[aim](x, mask).to(x.dtype)
     return weights / weights.mean((1, 2, 3), keepdim=True)

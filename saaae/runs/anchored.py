@@ -50,7 +50,7 @@ def read_gate(
             with safetensors.safe_open(path, "pt") as f: meta = json.loads((f.metadata() or {}).get("anchor", "null"))
     except DataError as e: raise ValueError(str(e)) from e
     except (OSError, TypeError, ValueError, RecursionError, safetensors.SafetensorError) as e: refuse(f"what it says of the gate cannot be read ({e})")
-    if not isinstance(meta, dict) or meta.keys() != {"attention", "floor", "scope", "input_shape", "latent_shape"}: refuse("it does not say which gate it holds")
+    if not isinstance(meta, dict) or meta.keys() != {"attention", "floor", "normalize", "input_shape", "latent_shape"}: refuse("it does not say which gate it holds")
     if ((name := meta.pop("attention")) is None) != (attention is not None):
         raise ValueError(f"attention: {path} was saved with " + ("a module of its maker's own; pass one like it." if name is None else f"{name!r}, which needs no module."))
     try:
@@ -79,7 +79,7 @@ class Pretrained:
         if push_to_hub: raise ValueError("push_to_hub: save first; model.push_to_hub(repo_id) then sends model and gate.")
         a, folder = unwrapped(self.anchor), os.path.expanduser(folder)
         unwrapped(self.plain()).save_pretrained(folder, **kwargs)
-        meta = dict(attention=a.name, floor=a.floor, scope=a.scope, input_shape=a.input_shape, latent_shape=a.latent_shape)
+        meta = dict(attention=a.name, floor=a.floor, normalize=a.normalize, input_shape=a.input_shape, latent_shape=a.latent_shape)
         save_tensors(Path(folder)/ANCHOR, plain_state(a), meta)
 
     @classmethod

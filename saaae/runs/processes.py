@@ -15,11 +15,11 @@ from importlib.util import find_spec
 
 import torch
 
-from ..data import Share
+from ..data import SaaaeError, Share
 from ..training import Whole
 
 # %% ../../nbs/runs/processes.ipynb #cell-06
-class ProcessError(RuntimeError):
+class ProcessError(SaaaeError, RuntimeError):
     "Several processes that cannot go on together; the message says why."
 
 @contextmanager
@@ -91,11 +91,11 @@ class Processes(Whole):
         if self.main:
             try: made = make()
             except Exception as e: failed = e
-        told = [made, failed and str(failed)]
-        with exchange(): broadcast_object_list(told)
+        cond = [made, failed and str(failed)]
+        with exchange(): broadcast_object_list(cond)
         if failed: raise failed
-        if told[1] is not None: raise ProcessError(f"The main process stopped: {told[1]}")
-        return told[0]
+        if cond[1] is not None: raise ProcessError(f"The main process stopped: {cond[1]}")
+        return cond[0]
 
     def wait(self) -> None:
         "Until all are here. Raises `ProcessError`."

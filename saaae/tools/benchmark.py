@@ -245,20 +245,20 @@ def compare(
     loops: tuple[str, ...] = tuple(LOOPS),  # the first is what the ratios are to
     rounds: int = 5,
     steps: int = 2,      # batches an epoch
-    told: Callable[[str], None] = print,  # given a line of progress now and then
+    cond: Callable[[str], None] = print,  # given a line of progress now and then
 ) -> pd.DataFrame:       # one row a loop
     "Loops in turn, the order reversed every other round."
     turns, rows = [], []
     with ExitStack() as stack:
         for loop in loops:
             turns.append(stack.enter_context(Turns(loop, cfg, steps * cfg.batch_size)))
-            told(f"{loop} is ready")
+            cond(f"{loop} is ready")
         for turn in range(rounds):
             answers = {t.name: t.epoch() for t in (turns if turn % 2 else turns[::-1])}
             limit = matmul_rate(cfg.device, cfg.arithmetic)
             rows += [dict(loop=t.name, limit_share=t.flops * answers[t.name]["images_per_s"] / limit, matmul_gflops=limit / 1e9, **answers[t.name],
                           ratio=answers[t.name]["images_per_s"] / answers[loops[0]]["images_per_s"]) for t in turns]
-            told(f"round {turn + 1} of {rounds}: " + ", ".join(f"{name} {a['images_per_s']:.1f}" for name, a in answers.items()) + f" images/s, matmul {limit / 1e9:.0f} GFLOP/s")
+            cond(f"round {turn + 1} of {rounds}: " + ", ".join(f"{name} {a['images_per_s']:.1f}" for name, a in answers.items()) + f" images/s, matmul {limit / 1e9:.0f} GFLOP/s")
     return summary(pd.DataFrame(rows), {t.name: t.flops / 1e9 for t in turns})
 
 def summary(
@@ -279,7 +279,7 @@ def grow(
     cfg: LabConfig,
     points: dict[str, tuple[int, ...]] = GROWTH,  # what grows: a field of the config, and its values
     rounds: int = 3,
-    told: Callable[[str], None] = print,          # given a line of progress now and then
+    cond: Callable[[str], None] = print,          # given a line of progress now and then
 ) -> pd.DataFrame:                                # one row a point
     "Our loop, one batch an epoch, with one field of the config changed at a time."
     rows = []
@@ -293,7 +293,7 @@ def grow(
                     answers = pd.DataFrame([turns.epoch() for _ in range(rounds)])
                     row |= dict(images_per_s=answers.images_per_s.median(), gflop_per_image=turns.flops / 1e9, peak_mb=answers.peak_mb.max())
             rows.append(row)
-            told(", ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+            cond(", ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
     return pd.DataFrame(rows, columns=["grows", "value", "weights", "images_per_s", "gflop_per_image", "peak_mb"])
 
 def in_a_process(

@@ -66,10 +66,11 @@ def main(
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")  # a terminal that lacks an arrow is no reason to fail
     warnings.formatwarning = lambda message, *_: f"{message}\n"
-    from saaae.tools import commands  # only here: it imports torch
+    from saaae.data import SaaaeError  # only here: it imports torch
+    from saaae.tools import commands
     try:
         with redirect_stdout(sys.stderr): result = commands.RUN[args.command](args)  # libraries' prints and progress are no results
-    except (*commands.ERRORS, OSError) as e:
+    except (SaaaeError, OSError) as e:
         print(f"saaae: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt: return 130

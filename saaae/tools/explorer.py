@@ -23,24 +23,24 @@ import torch
 from ipycanvas import Canvas
 from PIL import Image, ImageDraw, ImageOps
 
-from ..data import DataError, Images, normalise, stream_seed
+from ..data import DataError, Images, SaaaeError, normalize, stream_seed
 from ..sources.files import atomic_write, is_folder
 from ..sources.folder import find_images
 from ..sources.images import read_image
 from ..data import to_unit
 from ..evaluation import overlay
 from ..lab.masks import KINDS, evaluation_masks
-from ..lab.conditioned import TOLD
+from ..lab.conditioned import CONDITIONED
 from ..models import SAAAE, VAE
 from ..runs.pretrained import PRETRAINED
 from ..precision import region_profile, sensitivity_profile
-from ..reparameterization import AnchoredGaussian, RateError, meet_rate, to_float64
+from ..reparameterization import AnchoredGaussian, RateError, solve_rate, to_float64
 from ..apps.restoration import NOISES
 from ..config import check_field
 from ..runs.folder import load_run
 
 # %% ../../nbs/tools/explorer.ipynb #cell-05
-class ExploreError(ValueError):
+class ExploreError(SaaaeError, ValueError):
     "Something that cannot be shown; the message says why and what to do."
 
 def load_pair(
@@ -52,7 +52,7 @@ def load_pair(
             raise ExploreError(f"{source} is neither a pair that ships, nor the folder of a run, nor an owner/name on the Hub.")  # the Hub would be asked for minutes
         return {name: kind.from_pretrained(str(source)).eval() for name, kind in dict(vae=VAE, saaae=SAAAE).items()}
     cfg, models = load_run(source, "cpu")
-    if any(isinstance(model, TOLD) for model in models.values()): raise ExploreError(f"The models of {source} must be told more than the image (a class or a rate), which the explorer cannot do.")
+    if any(isinstance(model, CONDITIONED) for model in models.values()): raise ExploreError(f"The models of {source} must be told more than the image (a class or a rate), which the explorer cannot do.")
     if set(models) != {"vae", "saaae"} or models["vae"].latent_shape != models["saaae"].latent_shape:
         raise ExploreError(f"{source} holds {', '.join(models)}: the explorer needs a vae and a saaae.")
     return {name: models[name].eval() for name in ("vae", "saaae")}
@@ -147,11 +147,11 @@ def hidden_by(
 def corrupt(
     s: Settings,
     x: torch.Tensor,       # `[b, 3, h, h]` in [-1, 1]
-    hidden: torch.Tensor,  # of `hidden_by`
+    mask: torch.Tensor,  # of `hidden_by`
 ) -> torch.Tensor:         # `[b, 3, h, h]` in [-1, 1]
     "The images with noise, or with what is hidden in mid-grey."
     if s.corruption in NOISES: x = 2 * NOISES[s.corruption](to_unit(x), s.level, generator_of(s, "pixels")) - 1
-    return x.masked_fill(hidden, 0)
+    return x.masked_fill(mask, 0)
 
 def generator_of(s: Settings, stream: str) -> torch.Generator:
     "Noise that is a function of the seed and of what it is for."
@@ -176,20 +176,20 @@ def budgeted(
     model: VAE,
     q: AnchoredGaussian,   # of one image
     s: Settings,
-    hidden: torch.Tensor,  # bool `[1, 1, h, h]`
+    mask: torch.Tensor,  # bool `[1, 1, h, h]`
 ) -> AnchoredGaussian:     # `q`, or `q` at the budget
     "Temper to the budget. Raises `RateError` if it cannot be met, `ExploreError` for a region without a pixel."
     if s.rate_bits is None: return q
     profile = 1.
     if s.region != "everywhere":
-        region = hidden if s.region == "hidden" else torch.zeros_like(hidden)
-        side = hidden.shape[-1]
+        region = mask if s.region == "hidden" else torch.zeros_like(mask)
+        side = mask.shape[-1]
         if s.region == "middle": region[..., side//4:3*side//4, side//4:3*side//4] = True
         if not region.any(): raise ExploreError("The region is what is hidden, and nothing is: choose a mask, or another region.")
         if q.mu.dim() == 4: profile = region_profile(region, s.contrast)
         else:
             with torch.enable_grad(): profile = sensitivity_profile(model, q, region, s.contrast, probes=4)
-    return q.temper(meet_rate(q, s.rate_bits, profile, hold_mean=True), hold_mean=True)
+    return q.temper(solve_rate(q, s.rate_bits, profile, hold_mean=True), hold_mean=True)
 
 def ranking(
     model: VAE,
@@ -228,11 +228,11 @@ class Explored:
 def figures_of(
     x_hat: torch.Tensor,   # `[1, 3, h, h]` in [0, 1]
     x: torch.Tensor,       # the truth, the same shape
-    hidden: torch.Tensor,  # bool `[1, 1, h, h]`
+    mask: torch.Tensor,  # bool `[1, 1, h, h]`
     q: AnchoredGaussian,
 ) -> dict[str, float]:
     "Errors per value in [0, 1] units (NaN where there is no such pixel), and what the code costs."
-    error, where = to_float64(x_hat - x).square(), hidden.expand_as(x).cpu()
+    error, where = to_float64(x_hat - x).square(), mask.expand_as(x).cpu()
     psnr = -10 * error.mean().clamp_min(1e-12).log10()
     return dict(mse_inside=error[where].mean().item(), mse_outside=error[~where].mean().item(), psnr_db=psnr.item(),
                 kl_charged_nats=q.kl("full").item(), rate_bits=q.rate_bits().item())
@@ -246,19 +246,19 @@ def explore(
     size = models["vae"].image_size
     both = [unpack(text) for text in (s.image, s.other or s.image)]
     if any(p.shape != (size, size, 3) for p in both): raise ExploreError(f"The image is not {size}x{size} with three colours: the models have another size.")
-    x = normalise(torch.from_numpy(np.stack(both))).permute(0, 3, 1, 2).contiguous()
-    hidden = hidden_by(s, size)
-    corrupted = torch.cat([corrupt(s, one, hidden) for one in x.split(1)])
+    x = normalize(torch.from_numpy(np.stack(both))).permute(0, 3, 1, 2).contiguous()
+    mask = hidden_by(s, size)
+    corrupted = torch.cat([corrupt(s, one, mask) for one in x.split(1)])
     shown, rows, codes = {}, {}, {}
     for name, model in models.items():
-        ends = [budgeted(model, posterior(model, c, s), s, hidden) for c in corrupted.split(1)]
+        ends = [budgeted(model, posterior(model, c, s), s, mask) for c in corrupted.split(1)]
         z, z_other = (q.sample(generator_of(s, "z")) if s.sample else q.mode() for q in ends)
         order = ranking(model, corrupted[:1], ends[0])
         if not 0 <= s.rank < len(order): raise ExploreError(f"rank must be in 0 to {len(order) - 1}, not {s.rank}.")
         along = torch.zeros(z.numel()).index_fill(0, order[s.rank], 1).reshape(z.shape)
         moved = torch.lerp(z, z_other, s.mix) + s.shift * along
         shown[name] = to_unit(model.decode(moved))
-        rows[name] = figures_of(shown[name], to_unit(x[:1]), hidden, ends[0])
+        rows[name] = figures_of(shown[name], to_unit(x[:1]), mask, ends[0])
         codes[name] = z, z_other, along, order
     z, z_other, along, order = codes["saaae"]
     steps = torch.linspace(0, 1, STEPS).reshape(-1, *[1] * (z.dim() - 1))

@@ -21,7 +21,7 @@ import pandas as pd
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from ..data import DataError
+from ..data import DataError, SaaaeError
 from ..runs.report import COLOURS
 from ..runs.processes import join
 from ..config import Config, ConfigError
@@ -29,7 +29,7 @@ from ..runs.checkpoint import CHECKPOINT, PREVIOUS, read_checkpoint
 from ..runs.folder import results_folder
 
 # %% ../../nbs/tools/watching.ipynb #cell-06
-class NothingYet(ValueError):
+class NothingYet(SaaaeError, ValueError):
     "A run folder with nothing to show; the message says why in one sentence."
 
 def whole_rows(
