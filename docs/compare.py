@@ -1,4 +1,5 @@
-"Time a training step of our VAE and of pythae's around the same layers: `python docs/compare.py` writes results/compare/steps.csv."
+"""Time a training step of our VAE and of pythae's around the same layers: `python docs/compare.py` writes
+results/compare/steps.csv."""
 
 import platform, time
 from importlib.metadata import version
@@ -86,7 +87,8 @@ def main(out: Path) -> None:
         ]
     )
     table["what"] = (
-        f"batch {BATCH}, {SIZE}x{SIZE}, width {WIDTH}, latent {LATENT}, 1 thread, median of {ROUNDS} rounds of {STEPS} steps"
+        f"batch {BATCH}, {SIZE}x{SIZE}, width {WIDTH}, latent {LATENT}, 1 thread, median of {ROUNDS} rounds of {STEPS} "
+        f"steps"
     )
     table["versions"] = (
         f"torch {torch.__version__}, pythae {version('pythae')}, saaae {version('saaae')}, {platform.machine()}"

@@ -1,4 +1,5 @@
-"Sphinx: what the site is built from. `_repo` is a mirror of what the pages show, made anew by each build; nothing in it is committed."
+"""Sphinx: what the site is built from. `_repo` is a mirror of what the pages show, made anew by each build; nothing in
+it is committed."""
 
 import sys
 from configparser import ConfigParser

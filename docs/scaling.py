@@ -1,4 +1,5 @@
-"Plan training on many GPUs on paper: `python docs/scaling.py` writes results/scaling/plan.csv and plan.md. Counts are of the package's own models; the rest follows from `ASSUMED`."
+"""Plan training on many GPUs on paper: `python docs/scaling.py` writes results/scaling/plan.csv and plan.md. Counts
+are of the package's own models; the rest follows from `ASSUMED`."""
 
 import math
 from pathlib import Path
@@ -46,7 +47,8 @@ def step_flops(model: str, batch: int) -> int:
 
 
 def ring_bytes(size: int, n: int) -> float:
-    "What each of n processes sends when they sum `size` bytes around a ring: n - 1 parts to sum, n - 1 to spread the sums."
+    """What each of n processes sends when they sum `size` bytes around a ring: n - 1 parts to sum, n - 1 to spread the
+    sums."""
     return 2 * (n - 1) / n * size
 
 
@@ -61,7 +63,8 @@ def compute(model: str, batch: int) -> float:
 
 
 def step(model: str, gpus: int, each: int, link: str) -> dict:
-    "A step of `each` images on each of `gpus`: the exchange follows the arithmetic, as it does here; `hidden`: what would be left if it ran beside it."
+    """A step of `each` images on each of `gpus`: the exchange follows the arithmetic, as it does here; `hidden`: what
+    would be left if it ran beside it."""
     worked, sent = compute(model, each), exchange(4 * parameters(model), gpus, link) if gpus > 1 else 0.0
     total, batch = worked + sent, gpus * each
     return dict(
@@ -101,6 +104,7 @@ def plan() -> tuple[pd.DataFrame, str]:
         ]
     )
     at = steps.set_index(["model", "link", "gpus", "images_a_gpu"]).sort_index()
+    images_per_s = at.images_per_s
     exchanged = [
         {
             "model": m,
@@ -117,8 +121,8 @@ def plan() -> tuple[pd.DataFrame, str]:
         {
             "model": m,
             **{
-                f"{gpus} GPUs": f"{at.images_per_s[m, 'fast', gpus, BATCH // gpus] / at.images_per_s[m, 'fast', 1, BATCH]:.2f}"
-                for gpus in (8, 64, 256)
+                f"{n} GPUs": f"{images_per_s[m, 'fast', n, BATCH // n] / images_per_s[m, 'fast', 1, BATCH]:.2f}"
+                for n in (8, 64, 256)
             },
         }
         for m in MODELS
@@ -154,24 +158,29 @@ def plan() -> tuple[pd.DataFrame, str]:
             "for whom": f"{stored / A['memory']:.0%} of each GPU's memory, or a file on each machine",
         },
         {
-            "what": "memory of a GPU for both models: weights, gradients, two moments, the gradient in one piece and its sum",
+            "what": "memory of a GPU for both models: weights, gradients, two moments, the gradient in one piece and "
+                    "its sum",
             "how much": f"{24 * both / 1e9:.2f} GB",
             "for whom": f"{24 * both / A['memory']:.1%} of it: nothing needs to be split",
         },
         {
             "what": "checkpoint of both models: weights and two moments",
             "how much": f"{saved / 1e9:.2f} GB",
-            "for whom": f"{saving:.1f} s of the main process, in which the others wait: {saving / (60 + saving):.1%} of the time at one a minute",
+            "for whom": f"{saving:.1f} s of the main process, in which the others wait: {saving / (60 + saving):.1%} "
+                        f"of the time at one a minute",
         },
         {
             "what": "state sent at the start",
             "how much": f"{saved / 1e9:.2f} GB",
-            "for whom": f"{saved / A['fast']:.2f} s on the fast link, {saved / A['slow']:.1f} s on the slow one, where all receive at once",
+            "for whom": f"{saved / A['fast']:.2f} s on the fast link, {saved / A['slow']:.1f} s on the slow one, where "
+                        f"all receive at once",
         },
         {
             "what": f"evaluation of both models on {A['held_out']:,} images by the main process",
             "how much": f"{evaluating:.1f} s",
-            "for whom": f"the others wait, as long as for {evaluating / sum(at.epoch_s[m, 'fast', 1000, 256] for m in ('VAE', 'SAAAE linear')):.1f} epochs at 256 images a GPU: evaluate rarely",
+            "for whom": f"the others wait, as long as for "
+                        f"{evaluating / sum(at.epoch_s[m, 'fast', 1000, 256] for m in ('VAE', 'SAAAE linear')):.1f} "
+                        f"epochs at 256 images a GPU: evaluate rarely",
         },
         {
             "what": f"noise of the codes for a whole batch of {largest:,}, drawn by all",
@@ -194,12 +203,26 @@ def plan() -> tuple[pd.DataFrame, str]:
     drawing = 1e3 * largest * 32 / A["draws"]
     limits = "\n".join(
         [
-            f"1. **The batch.** {BATCH} images, as published, occupy at most {BATCH} GPUs, and there the speed is {strong[1]['256 GPUs']} times that of one GPU (SAAAE linear). A thousand GPUs with {BATCH} images each have a batch of {largest:,}: {fast.steps_an_epoch:.0f} steps an epoch. "
-            f"As many steps as the published 3,000 epochs of 5,000 images ({3000 * math.ceil(5000 / BATCH):,}) would be {3000 * math.ceil(5000 / BATCH) / fast.steps_an_epoch:,.0f} epochs. Whether such a batch learns as much an image is not known here: nothing of the kind was run.",
-            f"2. **The masks.** They come from NumPy on one core, for the whole batch: {drawing:.0f} ms a step, beside {fast.compute_ms:.1f} ms of arithmetic and {fast.exchange_ms:.1f} ms of exchange on the fast link (SAAAE linear, {BATCH} images a GPU). Random numbers that are counted by image, so that a process draws its own only, would mend it, and change the numbers of every run.",
-            f"3. **The exchange.** Of the arithmetic and exchange of a step, it takes {1 - fast.efficiency:.0%} on the fast link and {1 - slow.efficiency:.0%} on the slow one (SAAAE linear, {BATCH} images a GPU; VAE, fast: {1 - vae.efficiency:.0%}). {1e3 * 2 * 999 * A['hop']:.0f} ms of it are the ring's {2 * 999:,} hops, which a tree needs {2 * math.ceil(math.log2(1000))} of; sums that begin while the gradient is still computed would hide it down to what `hidden` leaves.",
-            f"4. **The main process.** A checkpoint makes the others wait {saving:.1f} s, an evaluation {evaluating:.1f} s.",
-            f"5. **The data.** Decoded once, they are read at {fast.read_mb_per_s_a_gpu:.0f} MB/s a GPU, {fast.read_mb_per_s_a_gpu / 125:.1f} GB/s a machine of 8, from memory: they fit. A network disk that all read at once would need {fast.read_mb_per_s_a_gpu:.0f} GB/s.",
+            f"1. **The batch.** {BATCH} images, as published, occupy at most {BATCH} GPUs, and there the speed is "
+            f"{strong[1]['256 GPUs']} times that of one GPU (SAAAE linear). A thousand GPUs with {BATCH} images each "
+            f"have a batch of {largest:,}: {fast.steps_an_epoch:.0f} steps an epoch. "
+            f"As many steps as the published 3,000 epochs of 5,000 images ({3000 * math.ceil(5000 / BATCH):,}) would "
+            f"be {3000 * math.ceil(5000 / BATCH) / fast.steps_an_epoch:,.0f} epochs. Whether such a batch learns as "
+            f"much an image is not known here: nothing of the kind was run.",
+            f"2. **The masks.** They come from NumPy on one core, for the whole batch: {drawing:.0f} ms a step, beside "
+            f"{fast.compute_ms:.1f} ms of arithmetic and {fast.exchange_ms:.1f} ms of exchange on the fast link (SAAAE "
+            f"linear, {BATCH} images a GPU). Random numbers that are counted by image, so that a process draws its own "
+            f"only, would mend it, and change the numbers of every run.",
+            f"3. **The exchange.** Of the arithmetic and exchange of a step, it takes {1 - fast.efficiency:.0%} on the "
+            f"fast link and {1 - slow.efficiency:.0%} on the slow one (SAAAE linear, {BATCH} images a GPU; VAE, fast: "
+            f"{1 - vae.efficiency:.0%}). {1e3 * 2 * 999 * A['hop']:.0f} ms of it are the ring's {2 * 999:,} hops, "
+            f"which a tree needs {2 * math.ceil(math.log2(1000))} of; sums that begin while the gradient is still "
+            f"computed would hide it down to what `hidden` leaves.",
+            f"4. **The main process.** A checkpoint makes the others wait {saving:.1f} s, an evaluation "
+            f"{evaluating:.1f} s.",
+            f"5. **The data.** Decoded once, they are read at {fast.read_mb_per_s_a_gpu:.0f} MB/s a GPU, "
+            f"{fast.read_mb_per_s_a_gpu / 125:.1f} GB/s a machine of 8, from memory: they fit. A network disk that all "
+            f"read at once would need {fast.read_mb_per_s_a_gpu:.0f} GB/s.",
         ]
     )
     assumed = [

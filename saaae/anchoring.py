@@ -26,25 +26,41 @@ class Anchor(nn.Module):
     "How much of its noise each latent dimension of an image keeps, by attention."
     def __init__(
         self,
-        attention: str | nn.Module,      # linear, patch, or a module of one's own: images -> scores `[b, latent]` (or the shape of z)
-        floor: float,                    # the gate where importance is 1, above 0, at most 1
-        normalize: str,                      # how scores become importance: min-max over image or batch, or sigmoid
-        input_shape: tuple[int, ...],    # of one image: channels, height, width
-        latent_shape: tuple[int, ...],   # of its code
+        attention: str
+        | nn.Module,  # linear, patch, or a module of one's own: images -> scores `[b, latent]` (or the shape of z)
+        floor: float,  # the gate where importance is 1, above 0, at most 1
+        normalize: str,  # how scores become importance: min-max over image or batch, or sigmoid
+        input_shape: tuple[int, ...],  # of one image: channels, height, width
+        latent_shape: tuple[int, ...],  # of its code
     ):
         super().__init__()
         if not 0 < floor <= 1:
-            raise ValueError(f"floor must be above 0 and at most 1, not {floor}: the gate is part of the reported variance, and a variance of 0 has no "
-                             "logarithm and an infinite price. SAAAE(floor=0) has the published gate.")
-        if normalize not in NORMALIZATIONS: raise ValueError(f"normalize must be one of {', '.join(NORMALIZATIONS)}, not {normalize!r}.")
+            raise ValueError(
+                f"floor must be above 0 and at most 1, not {floor}: the gate is part of the reported variance, and a "
+                f"variance of 0 has no "
+                "logarithm and an infinite price. SAAAE(floor=0) has the published gate."
+            )
+        if normalize not in NORMALIZATIONS:
+            raise ValueError(f"normalize must be one of {', '.join(NORMALIZATIONS)}, not {normalize!r}.")
         for name, shape in dict(input_shape=input_shape, latent_shape=latent_shape).items():
-            if not all(isinstance(n, Integral) and n > 0 for n in shape): raise ValueError(f"{name} must be whole numbers above 0, not {shape!r}.")
+            if not all(isinstance(n, Integral) and n > 0 for n in shape):
+                raise ValueError(f"{name} must be whole numbers above 0, not {shape!r}.")
         self.name = attention if isinstance(attention, str) else None
-        self.floor, self.normalize, self.input_shape, self.latent_shape = floor, normalize, tuple(map(int, input_shape)), tuple(map(int, latent_shape))
-        if isinstance(attention, nn.Module): self.attention = copy.deepcopy(unwrapped(attention))
-        elif attention not in tuple(ATTENTION): raise ValueError(f"attention must be one of {', '.join(ATTENTION)}, or a module, not {attention!r}.")
+        self.floor, self.normalize, self.input_shape, self.latent_shape = (
+            floor,
+            normalize,
+            tuple(map(int, input_shape)),
+            tuple(map(int, latent_shape)),
+        )
+        if isinstance(attention, nn.Module):
+            self.attention = copy.deepcopy(unwrapped(attention))
+        elif attention not in tuple(ATTENTION):
+            raise ValueError(f"attention must be one of {', '.join(ATTENTION)}, or a module, not {attention!r}.")
         elif len(input_shape) != 3 or input_shape[0] not in (1, 3) or input_shape[1] != input_shape[2]:
-            raise ValueError(f"attention {attention!r} looks at square grey or RGB images, not at inputs of shape {self.input_shape}: pass a module of your own.")
+            raise ValueError(
+                f"attention {attention!r} looks at square grey or RGB images, not at inputs of shape "
+                f"{self.input_shape}: pass a module of your own."
+            )
         else:
             with torch.random.fork_rng():  # the caller's random numbers go on as if nothing had been drawn
                 torch.manual_seed(torch.randint(2**62, (), device="cpu").item())
@@ -55,10 +71,17 @@ class Anchor(nn.Module):
         x: torch.Tensor,   # a batch of images, as the model takes them
     ) -> torch.Tensor:     # shape of z, in [0, 1]
         "How much each latent dimension matters for each image. Raises `ValueError` for images of another shape."
-        if x.shape[1:] != self.input_shape: raise ValueError(f"The gate is made for images of shape {self.input_shape}, not {tuple(x.shape[1:])}: resize them, or anchor with image_size.")
+        if x.shape[1:] != self.input_shape:
+            raise ValueError(
+                f"The gate is made for images of shape {self.input_shape}, not {tuple(x.shape[1:])}: resize them, or "
+                f"anchor with image_size."
+            )
         scores = self.attention(x.expand(-1, 3, -1, -1) if self.name and x.shape[1] == 1 else x)
         if scores[0].numel() != math.prod(self.latent_shape):
-            raise ValueError(f"attention gives scores of shape {tuple(scores.shape)}; z has shape {(len(x), *self.latent_shape)}: one score a dimension is needed.")
+            raise ValueError(
+                f"attention gives scores of shape {tuple(scores.shape)}; z has shape {(len(x), *self.latent_shape)}: "
+                f"one score a dimension is needed."
+            )
         return to_importance(scores.reshape(-1, *self.latent_shape), self.normalize)
 
     def forward(
@@ -71,22 +94,39 @@ class Anchor(nn.Module):
 # %% ../nbs/07_anchoring.ipynb #cell-11
 def split_code(
     code: object,  # what an encoder returns
-) -> tuple[torch.Tensor, torch.Tensor, Callable[[torch.Tensor], object]]:  # mu, logvar, and a function: another logvar -> the same form
+) -> tuple[
+    torch.Tensor, torch.Tensor, Callable[[torch.Tensor], object]
+]:  # mu, logvar, and a function: another logvar -> the same form
     "The posterior's parameters in whatever form a model returns them. Raises `TypeError` for one that is not known."
     def gaussian(d, logvar): return type(d)(torch.cat([d.mean, logvar], 1), d.deterministic)
-    is_gaussian = lambda d: all(hasattr(d, k) for k in ("mean", "logvar", "parameters", "deterministic"))  # diffusers' class
-    if isinstance(code, (tuple, list)) and len(code) == 2 and all(isinstance(v, torch.Tensor) for v in code) and code[0].shape == code[1].shape:
+
+    is_gaussian = lambda d: all(
+        hasattr(d, k) for k in ("mean", "logvar", "parameters", "deterministic")
+    )  # diffusers' class
+    if (
+        isinstance(code, (tuple, list))
+        and len(code) == 2
+        and all(isinstance(v, torch.Tensor) for v in code)
+        and code[0].shape == code[1].shape
+    ):
         return *code, lambda logvar: getattr(code, "_make", type(code))((code[0], logvar))
-    if isinstance(code, tuple) and len(code) == 1 and is_gaussian(d := code[0]): return d.mean, d.logvar, lambda logvar: (gaussian(d, logvar),)
-    if is_gaussian(d := getattr(code, "latent_dist", None)): return d.mean, d.logvar, lambda logvar: type(code)(latent_dist=gaussian(d, logvar))
+    if isinstance(code, tuple) and len(code) == 1 and is_gaussian(d := code[0]):
+        return d.mean, d.logvar, lambda logvar: (gaussian(d, logvar),)
+    if is_gaussian(d := getattr(code, "latent_dist", None)):
+        return d.mean, d.logvar, lambda logvar: type(code)(latent_dist=gaussian(d, logvar))
     if hasattr(code, "embedding") and hasattr(code, "log_covariance"):
         return code.embedding, code.log_covariance, lambda logvar: type(code)(code, log_covariance=logvar)
-    raise TypeError(f"A gate needs mu and logvar of a diagonal Gaussian: a pair (mu, logvar) of one shape, diffusers' latent_dist, or pythae's embedding and log_covariance, not {type(code).__name__}.")
+    raise TypeError(
+        f"A gate needs mu and logvar of a diagonal Gaussian: a pair (mu, logvar) of one shape, diffusers' latent_dist, "
+        f"or pythae's embedding and log_covariance, not {type(code).__name__}."
+    )
 
 # %% ../nbs/07_anchoring.ipynb #cell-14
 class Anchored:
     "What the classes of anchored models share; they are made by `anchored`, their models by `anchor`."
-    def __init__(self, *args: Any, **kwargs: Any): raise TypeError(f"An anchored {type(self).__name__} is made by anchor(model) or from_pretrained(folder).")
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        raise TypeError(f"An anchored {type(self).__name__} is made by anchor(model) or from_pretrained(folder).")
 
     def _get_name(self) -> str: return f"Anchored{type(self).__name__}"  # in torch's printout
 
@@ -119,7 +159,8 @@ class AnchoredEncode(Anchored):
 class AnchoredEncoder(Anchored):
     "An encoder, called as a module, that reports the gated variance."
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> object:
-        "What the encoder's own `forward` returns, the gate in its variance; features of inner layers alone are passed on."
+        """What the encoder's own `forward` returns, the gate in its variance; features of inner layers alone are
+        passed on."""
         code = super().forward(x, *args, **kwargs)
         if not hasattr(code, "log_covariance"): return code
         _, logvar, with_logvar = split_code(code)
@@ -131,10 +172,21 @@ def anchored(
 ) -> type[nn.Module]:
     "The class of its anchored models, always the same one; with `from_pretrained` if `cls` has it."
     if issubclass(cls, Anchored): return cls
-    how = AnchoredPosterior if hasattr(cls, "posterior") else AnchoredEncode if hasattr(cls, "encode") else AnchoredEncoder
+    how = (
+        AnchoredPosterior
+        if hasattr(cls, "posterior")
+        else AnchoredEncode
+        if hasattr(cls, "encode")
+        else AnchoredEncoder
+    )
     from saaae.runs.anchored import Pretrained  # only here: a gate needs no files
     saved = (Pretrained,) if hasattr(cls, "save_pretrained") else ()
-    return type(cls.__name__, (how, *saved, cls), dict(original=cls, __module__=cls.__module__, __doc__=f"{cls.__name__} with a noise gate."))
+    return type(
+        cls.__name__,
+        (how, *saved, cls),
+        dict(original=cls, __module__=cls.__module__, __doc__=f"{cls.__name__} with a noise gate."),
+    )
+
 
 def make_empty(
     cls: type[nn.Module],  # of the model without a gate
@@ -154,14 +206,20 @@ def attach(
 # %% ../nbs/07_anchoring.ipynb #cell-16
 def input_shape(
     vae: nn.Module,
-    image_size: int | tuple[int, ...] | None,  # side in pixels, or (channels, height, width); `None`: what the model says
+    image_size: int
+    | tuple[int, ...]
+    | None,  # side in pixels, or (channels, height, width); `None`: what the model says
 ) -> tuple[int, ...]:                          # channels, height, width
     "The shape of one input. Raises `ValueError` where it is not known."
     if isinstance(image_size, (tuple, list)): return tuple(image_size)
     config, said = getattr(vae, "config", None), getattr(getattr(vae, "model_config", None), "input_dim", None)
     if image_size is None and said is not None: return tuple(said)
     size = image_size or getattr(vae, "image_size", None) or getattr(config, "sample_size", None)
-    if size is None: raise ValueError(f"{type(vae).__name__} does not say for which images it is: pass image_size, a side in pixels or (channels, height, width).")
+    if size is None:
+        raise ValueError(
+            f"{type(vae).__name__} does not say for which images it is: pass image_size, a side in pixels or "
+            f"(channels, height, width)."
+        )
     return getattr(config, "in_channels", 3), *((size, size) if isinstance(size, int) else size)
 
 def encoder_of(
@@ -171,7 +229,8 @@ def encoder_of(
     name = type(vae).__name__
     if not isinstance(vae, nn.Module): raise TypeError(f"{name} is not a torch module.")
     part = vae.encoder if hasattr(vae, "set_encoder") and hasattr(vae, "model_config") else vae
-    if hasattr(part, "anchor") or isinstance(vae, SAAAE): raise TypeError(f"{name} has a gate (or something named anchor) already.")
+    if hasattr(part, "anchor") or isinstance(vae, SAAAE):
+        raise TypeError(f"{name} has a gate (or something named anchor) already.")
     if part is vae and not any(hasattr(type(vae), method) for method in ("posterior", "encode")):
         raise TypeError(f"{name} needs a method encode(x) -> (mu, logvar), or diffusers' or pythae's interface.")
     return part
@@ -187,7 +246,8 @@ def try_out(
     modes = {m: m.training for m in model.modules()}
     try:
         model.eval()
-        with torch.random.fork_rng(): return call(torch.zeros(1, *shape, device=weight.device, dtype=weight.dtype))
+        with torch.random.fork_rng():
+            return call(torch.zeros(1, *shape, device=weight.device, dtype=weight.dtype))
     finally:
         for m, training in modes.items(): m.training = training
 
@@ -198,32 +258,43 @@ def passes_by(
     "Whether `forward` works on an image without ever asking for the gate."
     asked = []
     hook = model.anchor.register_forward_hook(lambda *_: asked.append(True))
-    try: try_out(model, model, shape)
-    except Exception: return False  # takes something else than an image, or there is none: it cannot be tried
+    try:
+        try_out(model, model, shape)
+    except Exception:
+        return False  # takes something else than an image, or there is none: it cannot be tried
     finally: hook.remove()
     return not asked
 
 _VAE = TypeVar("_VAE", bound=nn.Module)
 
 def anchor(
-    vae: _VAE,                             # ours, diffusers', pythae's, or any with encode(x) -> (mu, ln sigma^2)
-    attention: str | nn.Module = "patch",  # linear, patch, or a module of one's own (is copied): images -> scores `[b, latent]`
-    floor: float = .1,                     # the gate where importance is 1, above 0, at most 1
-    normalize: str = "image",                  # how scores become importance: min-max over image or batch, or sigmoid
-    image_size: int | tuple[int, ...] | None = None,  # side in pixels, or (channels, height, width); `None`: what the model says
-) -> _VAE:                                 # of a subclass of the model's class
-    "A copy of a VAE whose noise is gated by attention. Raises `TypeError` for what is no such VAE, `ValueError` for a wrong value."
+    vae: _VAE,  # ours, diffusers', pythae's, or any with encode(x) -> (mu, ln sigma^2)
+    attention: str
+    | nn.Module = "patch",  # linear, patch, or a module of one's own (is copied): images -> scores `[b, latent]`
+    floor: float = 0.1,  # the gate where importance is 1, above 0, at most 1
+    normalize: str = "image",  # how scores become importance: min-max over image or batch, or sigmoid
+    image_size: int
+    | tuple[int, ...]
+    | None = None,  # side in pixels, or (channels, height, width); `None`: what the model says
+) -> _VAE:  # of a subclass of the model's class
+    """A copy of a VAE whose noise is gated by attention. Raises `TypeError` for what is no such VAE, `ValueError` for
+    a wrong value."""
     if isinstance(vae, nn.Module): vae = unwrapped(vae)  # the copy is neither compiled nor parallel
     encoder_of(vae)
     name, shape, model = type(vae).__name__, input_shape(vae, image_size), copy.deepcopy(vae)
     part = encoder_of(model)
     method = "posterior" if hasattr(part, "posterior") else "encode" if part is model else "__call__"
-    try: code = try_out(model, getattr(part, method), shape)
-    except RuntimeError as e: raise ValueError(f"{name} does not encode images of shape {shape} ({e}): pass image_size.") from e
+    try:
+        code = try_out(model, getattr(part, method), shape)
+    except RuntimeError as e:
+        raise ValueError(f"{name} does not encode images of shape {shape} ({e}): pass image_size.") from e
     ours = isinstance(code, AnchoredGaussian)
-    if method == "posterior" and not ours: raise TypeError(f"posterior(x) of {name} must give an AnchoredGaussian, not {type(code).__name__}.")
+    if method == "posterior" and not ours:
+        raise TypeError(f"posterior(x) of {name} must give an AnchoredGaussian, not {type(code).__name__}.")
     attach(part, Anchor(attention, floor, normalize, shape, (code.mu if ours else split_code(code)[0]).shape[1:]))
     try_out(model, part.anchor, shape)  # refuses scores that do not fit
-    if part is not model: model.model_config.uses_default_encoder = False  # pythae then saves the encoder too
-    elif passes_by(model, shape): raise TypeError(f"forward(x) of {name} must call {method}(x), or it passes the gate by.")
+    if part is not model:
+        model.model_config.uses_default_encoder = False  # pythae then saves the encoder too
+    elif passes_by(model, shape):
+        raise TypeError(f"forward(x) of {name} must call {method}(x), or it passes the gate by.")
     return model

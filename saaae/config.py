@@ -44,7 +44,8 @@ def check_field(
     "Raise `ConfigError` unless `value` is of the field's type and within its range."
     def refuse(must: str): raise ConfigError(f"{name} must be {must}, not {value!r}.")
     if name == "grid_epochs":
-        if not isinstance(value, tuple) or not all(type(v) is int for v in value): refuse("a list of whole numbers")
+        if not isinstance(value, tuple) or not all(type(v) is int for v in value):
+            refuse("a list of whole numbers")
         return
     kinds = getattr(kind, "__args__", (kind,))  # of a union, its members
     if value is None and NoneType in kinds: return
@@ -89,8 +90,8 @@ class Fields:
     width: int = 64                  # channels of the first convolution
     latent: int | str = 128          # latent dimensions, or "spatial": 8x8 places x 2 channels
     attention: str = "linear"        # linear or patch
-    floor: float = 0.1               # the gate where importance is 1; published: 0
-    normalize: str = "image"             # how scores become importance: min-max over image or batch (published), or sigmoid
+    floor: float = 0.1  # the gate where importance is 1; published: 0
+    normalize: str = "image"  # how scores become importance: min-max over image or batch (published), or sigmoid
     # objective and optimiser
     kl: str = "full"                 # what the loss charges: full (published), decoupled, decoupled_hard or exact
     beta: float = 1.                 # weight of the KL
@@ -203,14 +204,16 @@ def check_config(cfg: Config) -> None:
     largest = cfg.image_size - cfg.corruption.shared  # the published masks leave the last corner out
     wrong = [e for e in cfg.grid_epochs if not 1 <= e <= cfg.epochs]
     if cfg.image_size % 16: refuse(f"image_size must be a multiple of 16, not {cfg.image_size}")
-    if cfg.patch_size > largest: refuse(f"patch_size must be at most {largest} here, not {cfg.patch_size}")
+    if cfg.patch_size > largest:
+        refuse(f"patch_size must be at most {largest} here, not {cfg.patch_size}")
     if cfg.kl == "exact" and cfg.floor == 0:
         refuse("floor must be above 0 with kl 'exact', which is infinite without one")
     if cfg.latent == "spatial" and cfg.image_size & (cfg.image_size - 1):
         refuse(f"image_size must be a power of two with spatial latents, not {cfg.image_size}")
     if wrong: refuse(f"grid_epochs must lie between 1 and epochs ({cfg.epochs}), not {wrong[0]}")
     object.__setattr__(cfg, "grid_epochs", tuple(sorted(set(cfg.grid_epochs))))
-    if cfg.device == "auto": object.__setattr__(cfg, "device", "cuda" if torch.cuda.is_available() else "cpu")
+    if cfg.device == "auto":
+        object.__setattr__(cfg, "device", "cuda" if torch.cuda.is_available() else "cpu")
     check_device(cfg.device)
     if cfg.arithmetic == "tf32" and not cfg.device.startswith("cuda"):
         refuse(f"arithmetic 'tf32' goes with a CUDA device, not with {cfg.device!r}")
@@ -264,5 +267,9 @@ def notebook_parameters(
     for source in cells:
         if source.startswith("# Parameters:"): names = []  # the notebook's own cell, run (again)
         if source.startswith("# Parameters"):
-            names += [node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+            names += [
+                node.id
+                for node in ast.walk(ast.parse(source))
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+            ]
     return {name: namespace[name] for name in names}

@@ -75,13 +75,15 @@ def corrupted_parts(
     for i, batch in enumerate(batch_indices(images, whole)):
         if bank: bank.rewind(noise, i)
         corners, n = corruption.corners(len(batch), images.size, masks), len(batch)
-        if corruption.noise_varies: levels = torch.rand(n, generator=pixel_noise, device=cfg.device).tolist()
+        if corruption.noise_varies:
+            levels = torch.rand(n, generator=pixel_noise, device=cfg.device).tolist()
         else: levels = [1.] * n
         corrupt = [replace(corruption, noise_std=corruption.noise_std * s, noise_varies=False) for s in levels]
         for own, drawn, drawing in drawn_apart(n, size, noise):
             x = batch_at(images, batch[own])[0].contiguous(memory_format=torch.channels_last)
             at = slice(i * whole + own.start, i * whole + own.stop)
-            if mask is None: where = patch_mask(corners[own].to(x.device), cfg.patch_size, images.size)
+            if mask is None:
+                where = patch_mask(corners[own].to(x.device), cfg.patch_size, images.size)
             else: where = mask[at].to(x.device)
             one_by_one = zip(corrupt[own], x.split(1), where.split(1))  # of one stream, wherever a part begins
             corrupted = torch.cat([f(image, masks, pixel_noise, hole)[0] for f, image, hole in one_by_one])
@@ -93,7 +95,8 @@ def corrupted_batches(
     mask: torch.Tensor | None = None,  # masks of one's own, bool `[n, 1, h, h]`; `None`: as the config says
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Generator]]:  # as in `Part`
     "Whole batches, to look at."
-    for part in corrupted_parts(images, cfg, mask): yield part.x, part.corrupted, part.mask, part.noise
+    for part in corrupted_parts(images, cfg, mask):
+        yield part.x, part.corrupted, part.mask, part.noise
 
 # %% ../nbs/05_evaluation.ipynb #cell-07
 def rebuilt(
@@ -120,7 +123,8 @@ def figures_of(
     figures |= dict(mse_pixel_hidden=share(part.mask), mse_pixel_visible=share(~part.mask))  # NaN: no such pixel
     figures["psnr_db"] = peak_signal_noise_ratio(a, b, data_range=1., reduction="none", dim=(1, 2, 3))
     figures["ssim"] = torch.full((len(a),), math.nan)
-    if ssim: figures["ssim"] = structural_similarity_index_measure(a, b, data_range=1., reduction="none")
+    if ssim:
+        figures["ssim"] = structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
     figures |= {f"kl_{kind}_nats": q.kl(kind) for kind in KL_KINDS}
     return figures | dict(gate_mean=gate.mean(1), at_floor=(gate <= cfg.floor + .01 * (1 - cfg.floor)).float().mean(1))
 
@@ -130,11 +134,11 @@ def evaluate_images(
     model: nn.Module,
     images: Images,
     cfg: Config,
-    sample: bool = True,                 # `False`: decode the mode of the posterior
-    ssim: bool = True,                   # `False`: leave SSIM, which takes most of the time, NaN
+    sample: bool = True,  # `False`: decode the mode of the posterior
+    ssim: bool = True,  # `False`: leave SSIM, which takes most of the time, NaN
     mask: torch.Tensor | None = None,  # masks of one's own, bool `[n, 1, h, h]`; `None`: as the config says
-    **given: Any,                        # more that the model takes: the precision t
-) -> pd.DataFrame:                       # one row an image, with its `group` (photograph) and the figures of the table above
+    **given: Any,  # more that the model takes: the precision t
+) -> pd.DataFrame:  # one row an image, with its `group` (photograph) and the figures of the table above
     "Rebuild corrupted images, at most `batch_size` at a time, and measure each. Raises `DataError` if there are none."
     if not len(images): raise DataError(f"{images.name} has no images to measure.")
     cfg.check_labels(images)
@@ -142,7 +146,8 @@ def evaluate_images(
     tables = []
     for part in corrupted_parts(images, cfg, mask, model):
         cond = cfg.cond(images.labels[part.at].to(part.x.device))
-        with part.x.device: figures = figures_of(*rebuilt(model, part, sample, **given | cond), part, cfg, ssim)
+        with part.x.device:
+            figures = figures_of(*rebuilt(model, part, sample, **given | cond), part, cfg, ssim)
         tables.append(pd.DataFrame({name: to_float64(v).numpy() for name, v in figures.items()}))
     return pd.concat(tables, ignore_index=True).assign(group=images.groups.numpy())
 

@@ -27,14 +27,17 @@ from .reparameterization import AnchoredGaussian, OnDemand, noise_gate, to_impor
 def conv_encoder(width: int) -> nn.Sequential:
     "`[b, 3, h, h]` -> `[b, 8*width*(h/16)^2]`: four convolutions that halve the image."
     channels, layers = (3, width, 2 * width, 4 * width, 8 * width), []
-    for c_in, c_out in zip(channels, channels[1:]): layers += [nn.Conv2d(c_in, c_out, 4, stride=2, padding=1), nn.ReLU(inplace=True)]
+    for c_in, c_out in zip(channels, channels[1:]):
+        layers += [nn.Conv2d(c_in, c_out, 4, stride=2, padding=1), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, nn.Flatten())
 
 def conv_decoder(width: int, image_size: int, latent: int) -> nn.Sequential:
-    "`[b, latent]` -> `[b, 3, h, h]` in [-1, 1]: a linear layer, four transposed convolutions that double the image, tanh."
+    """`[b, latent]` -> `[b, 3, h, h]` in [-1, 1]: a linear layer, four transposed convolutions that double the image,
+    tanh."""
     side, channels = image_size // 16, (8 * width, 4 * width, 2 * width, width, 3)
     layers = [nn.Linear(latent, 8 * width * side**2), Rearrange("b (c h w) -> b c h w", h=side, w=side)]
-    for c_in, c_out in zip(channels, channels[1:]): layers += [nn.ConvTranspose2d(c_in, c_out, 4, stride=2, padding=1), nn.ReLU(inplace=True)]
+    for c_in, c_out in zip(channels, channels[1:]):
+        layers += [nn.ConvTranspose2d(c_in, c_out, 4, stride=2, padding=1), nn.ReLU(inplace=True)]
     layers[-1] = nn.Tanh()
     return nn.Sequential(*layers)
 
@@ -42,7 +45,8 @@ def conv_decoder(width: int, image_size: int, latent: int) -> nn.Sequential:
 PLACES, CHANNELS = 8, 2  # a spatial latent: 8x8 places, as many dimensions in all as the published 128
 
 def spatial_encoder(width: int, image_size: int) -> nn.Sequential:
-    "`[b, 3, h, h]` -> `[b, 4*width, 8, 8]`: convolutions that halve the image down to 8x8 places, and two that look around."
+    """`[b, 3, h, h]` -> `[b, 4*width, 8, 8]`: convolutions that halve the image down to 8x8 places, and two that look
+    around."""
     channels = [3, *(width * min(2**i, 4) for i in range(int(math.log2(image_size // PLACES))))]
     layers = [nn.Conv2d(c_in, c_out, 4, stride=2, padding=1) for c_in, c_out in zip(channels, channels[1:])]
     layers += [nn.Conv2d(c_in, 4 * width, 3, padding=1) for c_in in (channels[-1], 4 * width)]
@@ -52,7 +56,9 @@ def spatial_decoder(width: int, image_size: int) -> nn.Sequential:
     "`[b, 2, 8, 8]` -> `[b, 3, h, h]` in [-1, 1]: the same way back, ending in a tanh."
     channels = [*(width * min(2**i, 4) for i in reversed(range(1, int(math.log2(image_size // PLACES))))), 3]
     layers = [nn.Conv2d(c_in, 4 * width, 3, padding=1) for c_in in (CHANNELS, 4 * width)]
-    layers += [nn.ConvTranspose2d(c_in, c_out, 4, stride=2, padding=1) for c_in, c_out in zip([4 * width, *channels], channels)]
+    layers += [
+        nn.ConvTranspose2d(c_in, c_out, 4, stride=2, padding=1) for c_in, c_out in zip([4 * width, *channels], channels)
+    ]
     return nn.Sequential(*[m for layer in layers for m in (layer, nn.ReLU(inplace=True))][:-1], nn.Tanh())
 
 # %% ../nbs/03_models.ipynb #cell-11
@@ -89,7 +95,8 @@ class VAE(nn.Module, OnDemand):
         latent: int | str = 128,  # latent dimensions; "spatial": 8x8 places x 2 channels
     ):
         super().__init__()
-        if image_size < 16 or image_size % 16: raise ValueError(f"image_size must be a multiple of 16, not {image_size}.")
+        if image_size < 16 or image_size % 16:
+            raise ValueError(f"image_size must be a multiple of 16, not {image_size}.")
         if latent == "spatial":
             if image_size & (image_size - 1):
                 raise ValueError(f"image_size must be a power of two with spatial latents, not {image_size}.")
@@ -107,7 +114,9 @@ class VAE(nn.Module, OnDemand):
         self = super().__new__(cls)
         made = signature(cls.__init__).bind_partial(self, *args, **kwargs)
         made.apply_defaults()
-        self.arguments = {k: v for k, v in made.arguments.items() if k not in ("self", "kwargs")} | made.arguments.get("kwargs", {})
+        self.arguments = {k: v for k, v in made.arguments.items() if k not in ("self", "kwargs")} | made.arguments.get(
+            "kwargs", {}
+        )
         return self
 
     def typed(
@@ -179,7 +188,7 @@ class VAE(nn.Module, OnDemand):
     def from_pretrained(
         cls,
         name: str | Path,  # photos64, which ships; a folder of `save_pretrained`; or on the Hub
-        **kwargs: Any,     # of `saaae.runs.pretrained.load_pretrained`: dtype, device, where on the Hub, the model's own
+        **kwargs: Any,  # of `saaae.runs.pretrained.load_pretrained`: dtype, device, where on the Hub, the model's own
     ) -> Self:             # of the class that is asked, in evaluation mode
         "A trained model. Raises `ValueError`, `TypeError` for an unknown argument, `DataError` for damaged files."
         from saaae.runs.pretrained import load_pretrained  # only here: a model needs no files
@@ -208,12 +217,12 @@ class SAAAE(VAE):
     "The self-attention anchored VAE: its posterior noise is gated by an importance from attention on the input."
     def __init__(
         self,
-        image_size: int = 64,       # side of the square image, a multiple of 16
-        width: int = 64,            # channels of the first convolution
-        latent: int | str = 128,    # latent dimensions; "spatial": 8x8 places x 2 channels
+        image_size: int = 64,  # side of the square image, a multiple of 16
+        width: int = 64,  # channels of the first convolution
+        latent: int | str = 128,  # latent dimensions; "spatial": 8x8 places x 2 channels
         attention: str = "linear",  # linear (published) or patch
-        floor: float = 0.,          # the gate where importance is 1, in [0, 1]; published: 0
-        normalize: str = "image",       # how scores become importance: min-max over image or batch (published), or sigmoid
+        floor: float = 0.0,  # the gate where importance is 1, in [0, 1]; published: 0
+        normalize: str = "image",  # how scores become importance: min-max over image or batch (published), or sigmoid
     ):
         super().__init__(image_size, width, latent)
         if attention not in ATTENTION:
@@ -251,6 +260,10 @@ def model_arguments(
     kind: type,    # the class of the model
 ) -> list[str]:
     "What a model is made with, by its own class and those that it extends."
-    inits = [signature(c.__init__).parameters.values() for c in kind.__mro__ if issubclass(c, nn.Module) and c is not nn.Module]
+    inits = [
+        signature(c.__init__).parameters.values()
+        for c in kind.__mro__
+        if issubclass(c, nn.Module) and c is not nn.Module
+    ]
     named = [p.name for init in inits for p in init if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     return list(dict.fromkeys(name for name in named if name != "self"))

@@ -29,9 +29,13 @@ class Tempering(OnDemand):
         "q(z | x), as the model has it. Raises `TypeError` for an interface that is not known."
         if hasattr(self.vae, "posterior"): return self.vae.posterior(x)
         code = self.vae.encode(x)
-        if hasattr(code, "latent_dist"): return AnchoredGaussian(code.latent_dist.mean, code.latent_dist.logvar)
+        if hasattr(code, "latent_dist"):
+            return AnchoredGaussian(code.latent_dist.mean, code.latent_dist.logvar)
         if isinstance(code, (tuple, list)) and len(code) == 2: return AnchoredGaussian(*code)
-        raise TypeError(f"encode() of {type(self.vae).__name__} gives {type(code).__name__}, not (mu, logvar) and not something with a latent_dist.")
+        raise TypeError(
+            f"encode() of {type(self.vae).__name__} gives {type(code).__name__}, not (mu, logvar) and not something "
+            f"with a latent_dist."
+        )
 
     def decode(
         self,
@@ -67,8 +71,9 @@ def sensitivity_profile(
     region: torch.Tensor,  # `[b, 1, h, h]` in [0, 1]
     contrast: float,       # t of a dimension that moves only the region, over t of one that does not
     probes: int = 16,
-) -> torch.Tensor:         # shape of z
-    "A region as a profile of any latent: the share of the decoder's squared sensitivity to each dimension that falls in the region (random probes)."
+) -> torch.Tensor:  # shape of z
+    """A region as a profile of any latent: the share of the decoder's squared sensitivity to each dimension that falls
+    in the region (random probes)."""
     z, energy = q.mode().detach().requires_grad_(), []
     noise = torch.Generator(z.device).manual_seed(stream_seed(0, "probes"))
     for where in (region.float(), 1 - region.float()):
@@ -100,9 +105,13 @@ def refine(
     beta: float,          # of the training
     steps: int = 60,
 ) -> AnchoredGaussian:
-    "The code of each image, improved by gradient descent on its own loss (Kim et al. 2018): for a sender, who has the image."
+    """The code of each image, improved by gradient descent on its own loss (Kim et al. 2018): for a sender, who has
+    the image."""
     mu, logvar = (v.detach().clone().requires_grad_() for v in (q.mu, q.logvar))
-    optimizer, noise = torch.optim.Adam([mu, logvar], .1), torch.Generator(x.device).manual_seed(stream_seed(0, "refinement"))
+    optimizer, noise = (
+        torch.optim.Adam([mu, logvar], 0.1),
+        torch.Generator(x.device).manual_seed(stream_seed(0, "refinement")),
+    )
     mean = t.log().flatten(1).mean(1).exp()
     cell = x.shape[-1] // t.shape[-1]
     weights = repeat(t / mean[:, None, None, None], "b 1 h w -> b 1 (h p) (w q)", p=cell, q=cell)
@@ -110,7 +119,9 @@ def refine(
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = .1 * (1 - step / steps)
             code = AnchoredGaussian(mu, logvar)
-            loss = ((model.decode(code.sample(noise)) - x).square() * weights).sum((1, 2, 3)) + beta / mean * code.kl("exact")
+            loss = ((model.decode(code.sample(noise)) - x).square() * weights).sum((1, 2, 3)) + beta / mean * code.kl(
+                "exact"
+            )
             mu.grad, logvar.grad = torch.autograd.grad(loss.sum(), (mu, logvar))
             optimizer.step()
     return AnchoredGaussian(mu.detach(), logvar.detach())

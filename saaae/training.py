@@ -55,7 +55,8 @@ def build_models(
 
 # %% ../nbs/04_training.ipynb #cell-06
 def reuse_memory() -> None:
-    "Have the C library keep what is freed for the next step, rather than give it back to the kernel and fetch it anew each time (glibc; elsewhere nothing is done)."
+    """Have the C library keep what is freed for the next step, rather than give it back to the kernel and fetch it
+    anew each time (glibc; elsewhere nothing is done)."""
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"): return
     M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -65,7 +66,9 @@ def reuse_memory() -> None:
 def compile_parts(model: nn.Module, cfg: Config) -> None:
     "Have torch.compile make the networks of a model faster, in place: the names of its weights stay."
     for name in ("encoder", "decoder", "attention"):
-        if part := getattr(model, name, None): part.compile(dynamic=False, mode="reduce-overhead" if cfg.device.startswith("cuda") else None)
+        if part := getattr(model, name, None):
+            part.compile(dynamic=False, mode="reduce-overhead" if cfg.device.startswith("cuda") else None)
+
 
 @contextmanager
 def float32_as(cfg: Config) -> Iterator[None]:
@@ -89,7 +92,9 @@ class Learner:
         objective: Objective | None = None,  # what to minimise; `None`: what the config says
     ):
         reuse_memory()
-        self.model = model.module if isinstance(model, PARALLEL) else model  # batches are shared out by `saaae.runs.processes`
+        self.model = (
+            model.module if isinstance(model, PARALLEL) else model
+        )  # batches are shared out by `saaae.runs.processes`
         self.objective = objective or cfg.objective
         if cfg.compile: compile_parts(self.model, cfg)
         self.optimizer = torch.optim.Adam(self.model.parameters(), cfg.lr, fused=True)
@@ -122,7 +127,8 @@ class Whole:
 
 def mask_stream(cfg: Config, epoch: int, n: int) -> np.random.RandomState:
     "Where the masks of an epoch over `n` images come from."
-    if not cfg.corruption.shared: return np.random.RandomState(stream_seed(cfg.seed, "masks", epoch) % 2**32)
+    if not cfg.corruption.shared:
+        return np.random.RandomState(stream_seed(cfg.seed, "masks", epoch) % 2**32)
     rng = np.random.RandomState(cfg.seed)
     earlier = (epoch - 1) * math.ceil(n / cfg.batch_size)
     rng.randint(0, cfg.image_size - cfg.patch_size, (earlier, cfg.patches, 2))  # drawn and dropped
@@ -181,6 +187,7 @@ def train_epoch(
     losses = torch.stack(steps)  # read once an epoch: no waiting for the device in between
     losses = to_float64(losses if dist.count == 1 else dist.sum(losses.double()))
     for step, loss in enumerate(losses[:, 0].tolist(), 1):
-        if not math.isfinite(loss): raise TrainingError(f"The loss is {loss} at epoch {epoch}, step {step}")
+        if not math.isfinite(loss):
+            raise TrainingError(f"The loss is {loss} at epoch {epoch}, step {step}")
     loss, sse, kl = (losses.sum(0) / len(images)).tolist()
     return dict(epoch=epoch, lr=lr, train_loss=loss, train_mse=sse / 4, train_kl_charged_nats=kl)

@@ -1,4 +1,5 @@
-"What tests share: notebooks run by papermill, a miniature STL-10, and the closing line that counts: `N passed, N failed`."
+"""What tests share: notebooks run by papermill, a miniature STL-10, and the closing line that counts: `N passed, N
+failed`."""
 
 import csv, json, os, shutil, subprocess, sys, tempfile
 from pathlib import Path

@@ -1,4 +1,5 @@
-"Anchoring for any VAE: diffusers and pythae as they are installed, folders, the Hub's calls, and the tutorial at toy size."
+"""Anchoring for any VAE: diffusers and pythae as they are installed, folders, the Hub's calls, and the tutorial at toy
+size."""
 
 import json, math, re, shutil, subprocess, sys
 from pathlib import Path
@@ -42,7 +43,8 @@ def small(size=32):
 
 
 def train_steps(model, x, steps=4, clip=None):
-    "As a user of diffusers trains, with or without clipped gradients: losses, and what is left of the random generator."
+    """As a user of diffusers trains, with or without clipped gradients: losses, and what is left of the random
+    generator."""
     torch.manual_seed(1)
     optimizer, losses = torch.optim.AdamW(model.train().parameters(), 2e-3), []
     for _ in range(steps):
@@ -97,7 +99,8 @@ def test_diffusers_gate_of_one_changes_nothing(x):
 
 
 def test_diffusers_gate_of_one_changes_nothing_under_clipping(x):
-    "But for rounding: the gate's gradients are zeros in the sum that makes the norm, and may be added in another order."
+    """But for rounding: the gate's gradients are zeros in the sum that makes the norm, and may be added in another
+    order."""
     (expected, rng), (losses, rng_after) = (
         train_steps(m, x, clip=100.0) for m in (small(), anchor(small(), floor=1.0))
     )

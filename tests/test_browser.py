@@ -62,7 +62,8 @@ def lab(tmp_path):
 
 @pytest.mark.slow
 def test_a_person_explores(lab, tmp_path):
-    "Run all, move, paint, upload. With EXPLORER_SHOT=results/explore/explorer.png in the environment the screenshot is kept there."
+    """Run all, move, paint, upload. With EXPLORER_SHOT=results/explore/explorer.png in the environment the screenshot
+    is kept there."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     assert chromium, "The browser test needs Chromium: apt-get install chromium."
     from playwright.sync_api import sync_playwright

@@ -1,4 +1,5 @@
-"The command `saaae`: what it leaves, what it prints where, and its exit codes. Where the process matters it has one of its own."
+"""The command `saaae`: what it leaves, what it prints where, and its exit codes. Where the process matters it has one
+of its own."""
 
 import csv, json, os, shutil, subprocess, sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -134,7 +135,8 @@ def test_a_reconstruction_is_a_function_of_the_file_alone(images, run, tmp_path)
 
 def test_help_and_version_import_nothing_heavy():
     for line in (["--version"], ["--help"], ["evaluate", "--help"], ["tran"]):
-        code = f"import sys\nfrom saaae.tools.cli import main\ntry: main({line!r})\nexcept SystemExit: print(sorted({{'torch', 'numpy', 'PIL', 'matplotlib'}} & set(sys.modules)))"
+        code = (f"import sys\nfrom saaae.tools.cli import main\ntry: main({line!r})\nexcept SystemExit: "
+                f"print(sorted({{'torch', 'numpy', 'PIL', 'matplotlib'}} & set(sys.modules)))")
         run = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(ROOT))
         )

@@ -1,4 +1,5 @@
-"Latent compression: streams in other processes, damaged ones, any image from the command line, and the notebook at toy size."
+"""Latent compression: streams in other processes, damaged ones, any image from the command line, and the notebook at
+toy size."""
 
 import io, json, math, os, random, subprocess, sys, zlib
 from dataclasses import asdict
@@ -47,7 +48,7 @@ def command(*given, **env):
 
 def pictures(folder):
     "Images of every kind, by name; returns their sizes as a viewer shows them."
-    rng, photo = np.random.RandomState(0), photos64("test", 4).pixels.permute(0, 2, 3, 1).numpy()
+    photo = photos64("test", 4).pixels.permute(0, 2, 3, 1).numpy()
     (folder / "deep" / "er").mkdir(parents=True)
     save = lambda name, pixels, **more: Image.fromarray(pixels).save(folder / name, **more)
     save("a.png", photo[0]), save("a.jpg", photo[1])

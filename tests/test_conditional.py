@@ -1,4 +1,5 @@
-"Conditional generation: its notebook at toy size, on photographs and on a folder whose classes are plain to see, and what it refuses."
+"""Conditional generation: its notebook at toy size, on photographs and on a folder whose classes are plain to see, and
+what it refuses."""
 
 import math
 

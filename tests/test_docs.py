@@ -251,7 +251,8 @@ def test_wrong_commands_are_found(line):
 
 
 def test_faults_are_tested():
-    "Each row of docs/faults.md names tests that pytest collects, and each test of tests/test_faults.py is in the table."
+    """Each row of docs/faults.md names tests that pytest collects, and each test of tests/test_faults.py is in the
+    table."""
     rows = re.findall(
         r"^\| (?!Fault |-)(.+?) \| .+ \| (.+?) \|$", (ROOT / "docs/faults.md").read_text(encoding="utf-8"), re.M
     )

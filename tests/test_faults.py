@@ -57,7 +57,8 @@ from saaae.runs.folder import train
 cfg = configure("quick", **{TOY!r})
 images = load_images(cfg.dataset, "train", 16, 16)
 def measure(model, epoch): return dict(mse=evaluate(model, images, cfg, ssim=False)["mse"])
-def draw(models, epoch): save_figure(plot_grid(models, images, cfg, epoch), Path(sys.argv[1])/"recon"/f"epoch_{{epoch:04d}}.png", dpi=30)
+def draw(models, epoch): save_figure(plot_grid(models, images, cfg, epoch), \
+Path(sys.argv[1])/"recon"/f"epoch_{{epoch:04d}}.png", dpi=30)
 def run(): train(build_models(cfg), images, cfg, sys.argv[1], measure, draw, checkpoint_seconds=0)
 """
 LEFT = ("metrics.csv", "vae.safetensors", "saaae.safetensors", "recon/epoch_0002.png", "recon/epoch_0006.png")
@@ -561,7 +562,8 @@ CUT = dict(
 
 @pytest.mark.parametrize("what", CUT)
 def test_a_write_that_is_cut_off(tmp_path, whole, what):
-    "The kernel ends each write after so many bytes: half a checkpoint after the first epoch, half a grid in the second."
+    """The kernel ends each write after so many bytes: half a checkpoint after the first epoch, half a grid in the
+    second."""
     run = program(tmp_path, LIMIT + CUT[what])
     said = run.stderr.strip().splitlines()[-1]
     assert run.returncode and said.startswith("saaae.training.TrainingError: The disk is full"), run.stderr[-500:]
@@ -612,7 +614,8 @@ os.replace = dying
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_killed_as_it_writes(tmp_path, whole, when):
-    "Killed just before and after a written file gets its name: the config, both checkpoints, grids, weights. One folder, killed again and again."
+    """Killed just before and after a written file gets its name: the config, both checkpoints, grids, weights. One
+    folder, killed again and again."""
     for name in (
         "config.json",
         CHECKPOINT,

@@ -325,9 +325,9 @@ def test_layouts_of_well_known_data_sets(root, name):
 
 
 def test_no_image_to_validate_with_is_trained_on(root):
-    for i, folder in enumerate(("train/cat", "train/dog", "val/cat", "val/dog")):
+    for i, name in enumerate(("train/cat", "train/dog", "val/cat", "val/dog")):
         for j in range(6):
-            picture(root / folder / f"{j}.png", 10 * i + j)
+            picture(root / name / f"{j}.png", 10 * i + j)
     train, test = folder_images(root, "train", 8), folder_images(root, "test", 8)
     assert (train.classes, len(train), test.classes, len(test)) == (("cat", "dog"), 12, ("cat", "dog"), 12)
     assert not {p.numpy().tobytes() for p in train.pixels} & {p.numpy().tobytes() for p in test.pixels}

@@ -34,7 +34,8 @@ def breaks(how):
 
 for folder, given in json.loads(sys.argv[1]).items():
     stop, how, other = (given.pop(k, None) for k in ("stop", "breaks", "other_seed"))
-    cfg = configure(**dict(image_size=16, patch_size=4, width=2, latent=4, attention="linear", epochs=2, batch_size=7, device="cpu") | given)
+    cfg = configure(**dict(image_size=16, patch_size=4, width=2, latent=4, attention="linear", epochs=2, \
+batch_size=7, device="cpu") | given)
     images = load_images("photos64", "train", 16, 30)
     if other and rank: cfg = configure(**vars(cfg) | dict(seed=1))
     models = build_models(cfg)
@@ -42,7 +43,8 @@ for folder, given in json.loads(sys.argv[1]).items():
     def draw(models, epoch):
         if epoch == stop: raise KeyboardInterrupt
         if how == "disk": raise OSError(28, "no space left")
-    try: train(models, images, cfg, folder, lambda m, epoch: dict(weight=m.to_mu.weight.norm().item()), draw, checkpoint_seconds=0)
+    try: train(models, images, cfg, folder, lambda m, epoch: dict(weight=m.to_mu.weight.norm().item()), draw, \
+checkpoint_seconds=0)
     except (ConfigError, TrainingError) as e: sys.exit(f"{type(e).__name__}: {e}")
     except KeyboardInterrupt: os._exit(7)  # at once, as one that is killed
 """
@@ -97,9 +99,11 @@ def apart(ours, theirs, names):
 
 
 def assert_same(a, b):
-    """Metrics of two run folders agree to 1e-5, and so do weights and Adam's first moments: means in the place of sums would halve these, and nothing else.
+    """Metrics of two run folders agree to 1e-5, and so do weights and Adam's first moments: means in the place of
+    sums would halve these, and nothing else.
 
-    The weights that make queries and keys are let off with 1e-3, and their biases altogether: their gradients are small differences of large numbers
+    The weights that make queries and keys are let off with 1e-3, and their biases altogether: their gradients are
+    small differences of large numbers
     (those of the keys' bias nothing but rounding errors), and Adam's step does not depend on a gradient's size."""
     one, other = (pd.read_csv(folder / "metrics.csv") for folder in (a, b))
     assert list(one.model) == list(other.model) and list(one.epoch) == list(other.epoch) and len(one)
@@ -141,7 +145,8 @@ def test_the_command_behind_accelerate(tmp_path):
     script = tmp_path / "saaae"
     script.write_text(f"#!{sys.executable}\nimport sys\nfrom saaae.tools.cli import main\nsys.exit(main())\n")
     script.chmod(0o755)
-    line = "train --dataset photos64 --image-size 16 --patch-size 4 --width 2 --latent 4 --train-images 20 --test-images 5 --epochs 2 --batch-size 8 --device cpu --out".split()
+    line = ("train --dataset photos64 --image-size 16 --patch-size 4 --width 2 --latent 4 --train-images 20 "
+            "--test-images 5 --epochs 2 --batch-size 8 --device cpu --out").split()
     assert main([*line, str(tmp_path / "one")]) == 0
     launch = [
         Path(sys.executable).with_name("accelerate"),
@@ -227,7 +232,8 @@ def test_one_process_does_not_import_accelerate(tmp_path):
 
 
 def test_the_plan_is_what_its_program_says(tmp_path):
-    "The committed tables; and a ring that is played through sends what the formula says, and ends with the sum everywhere."
+    """The committed tables; and a ring that is played through sends what the formula says, and ends with the sum
+    everywhere."""
     spec = spec_from_file_location("scaling", ROOT / "docs" / "scaling.py")
     spec.loader.exec_module(scaling := module_from_spec(spec))
     scaling.main(tmp_path)
@@ -244,7 +250,8 @@ def test_the_plan_is_what_its_program_says(tmp_path):
 
 
 def test_counted_operations(tmp_path):
-    "A VAE's, against a sum over its layers: two operations a multiplication, once forwards, once for weights, once for inputs but those of the first."
+    """A VAE's, against a sum over its layers: two operations a multiplication, once forwards, once for weights, once
+    for inputs but those of the first."""
     spec = spec_from_file_location("scaling", ROOT / "docs" / "scaling.py")
     spec.loader.exec_module(scaling := module_from_spec(spec))
     channels, sides = (3, 64, 128, 256, 512), (32, 16, 8, 4)

@@ -1,4 +1,5 @@
-"Inpainting and denoising as a user runs them, at toy size; figures against plain numpy and OpenCV; wrong input is refused by name."
+"""Inpainting and denoising as a user runs them, at toy size; figures against plain numpy and OpenCV; wrong input is
+refused by name."""
 
 import csv, json
 

@@ -31,7 +31,8 @@ TOY = configure(
     "change", [dict(gate="off"), dict(attention="linear"), dict(attention="patch")], ids=["vae", "linear", "patch"]
 )
 def test_first_steps_of_the_published_layers_are_those_of_a_plain_loop(change):
-    "Widths as published but for the image, which makes linear attention 256 times smaller; more images than latent dimensions, so that it takes its cheaper way."
+    """Widths as published but for the image, which makes linear attention 256 times smaller; more images than latent
+    dimensions, so that it takes its cheaper way."""
     cfg = replace(
         configure("stl10", dataset="photos64", epochs=1, image_size=16, patch_size=4, batch_size=160, device="cpu"),
         **change,
@@ -64,7 +65,7 @@ def test_benchmark(tmp_path):
     assert table.limit_share.tolist() == pytest.approx(
         (table.images_per_s * table.gflop_per_image / table.matmul_gflops).tolist(), rel=1e-4
     )
-    # a training step is three products of each layer's size, two of the first layer's: the published layers, counted by hand
+    # a training step is three products of each layer's size, two of the first layer's: the published layers by hand
     forward = [
         3 * 16 * 64 * 32**2,
         64 * 16 * 128 * 16**2,

@@ -1,4 +1,5 @@
-"Data larger than memory: caches are built as a stream and read mapped, by one process or several, on disks that are full or may not be written."
+"""Data larger than memory: caches are built as a stream and read mapped, by one process or several, on disks that are
+full or may not be written."""
 
 import os, subprocess, sys
 
@@ -49,7 +50,8 @@ if sys.argv[2] == "mapped":
     write_cache(path, about, pictures())
     images = open_cache(path)[0]
 else: images = gather(about, pictures())
-assert len(images) == n and images.first(None).sha256() == images.sha256() and images.labels[-1] == 9 and images.groups[-1] == n - 1
+assert len(images) == n and images.first(None).sha256() == images.sha256() and images.labels[-1] == 9 and \
+images.groups[-1] == n - 1
 print(peak, most(images), images.pixels.nbytes / 2**20)
 """
 )
@@ -68,7 +70,8 @@ def child(program, *args, **how):
 
 
 def test_memory_stays_flat_at_100_000_images(tmp_path):
-    "Made, checked and read in a random order: the images are 293 MB, and the memory that is this process's own grows by a tenth of that at most."
+    """Made, checked and read in a random order: the images are 293 MB, and the memory that is this process's own grows
+    by a tenth of that at most."""
     mapped = [float(v) for v in child(HUNDRED_THOUSAND, tmp_path / "cache.safetensors", "mapped").split()]
     held = [float(v) for v in child(HUNDRED_THOUSAND, tmp_path / "cache.safetensors", "held").split()]
     print("MB while made, while read, of the images:", mapped, held)
@@ -89,7 +92,8 @@ print(anonymous() - start, len(images), images.pixels[-1].float().mean().item())
 
 
 def test_stl10_is_read_without_loading_its_file(tmp_path):
-    "A file in the layout of STL-10's unlabeled split, with holes for its 6,000 images (166 MB): its last image is the one that was put there."
+    """A file in the layout of STL-10's unlabeled split, with holes for its 6,000 images (166 MB): its last image is
+    the one that was put there."""
     (folder := tmp_path / "stl10_binary").mkdir()
     with open(folder / "unlabeled_X.bin", "wb") as f:
         f.seek(5_999 * 3 * 96 * 96)
@@ -196,7 +200,8 @@ from saaae.training import build_models
 from saaae.runs.folder import train
 cfg = configure("quick", device="cpu", width=2, image_size=16, patch_size=4, batch_size=8)
 def first_step(*_):
-    print("\\nimported:", *sorted({"pandas", "matplotlib", "scipy", "sklearn", "torchmetrics", "constriction", "accelerate", "IPython"} & set(sys.modules)))
+    print("\\nimported:", *sorted({"pandas", "matplotlib", "scipy", "sklearn", "torchmetrics", "constriction", \
+"accelerate", "IPython"} & set(sys.modules)))
     raise SystemExit
 register_optimizer_step_post_hook(first_step)
 train(build_models(cfg), load_images(cfg.dataset, "test", cfg.image_size, 8), cfg, sys.argv[1])

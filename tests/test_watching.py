@@ -41,7 +41,8 @@ from saaae.sources.load import load_images
 from saaae.config import configure
 from saaae.training import build_models
 from saaae.runs.folder import train
-cfg = configure("quick", width=2, latent=4, image_size=16, patches=2, patch_size=4, epochs=6, grid_epochs=[1, 3, 6], batch_size=8, train_images=16, device="cpu")
+cfg = configure("quick", width=2, latent=4, image_size=16, patches=2, patch_size=4, epochs=6, grid_epochs=[1, 3, 6], \
+batch_size=8, train_images=16, device="cpu")
 folder = Path(sys.argv[1])
 def draw(models, epoch):
     (folder/"recon").mkdir(exist_ok=True)
@@ -74,7 +75,8 @@ def pixels(png):
 
 
 def test_a_run_that_trains_is_followed(tmp_path):
-    "The timer looks by itself: rows grow, curves and picture change, and end as the folder does. Training waits until each row was seen."
+    """The timer looks by itself: rows grow, curves and picture change, and end as the folder does. Training waits
+    until each row was seen."""
     run = tmp_path / "run"
     sentences, pictures, curves = set(), [], set()
 
@@ -231,8 +233,10 @@ def test_live_view_runs_on_the_kernel_s_own_loop(tmp_path):
     notebook.cells += [
         nbformat.v4.new_code_cell(s)
         for s in (
-            "import asyncio\nfrom pathlib import Path\nfrom saaae.runs.checkpoint import append_row\nwhile not len(view.rows): await asyncio.sleep(.1)\nprint(len(view.rows))",
-            "append_row(Path(view.rows.run[0])/'metrics.csv', dict(model='vae', epoch=2, mse=.5))\nwhile len(view.rows) < 2: await asyncio.sleep(.1)\nprint(len(view.rows), view.task.done())",
+            "import asyncio\nfrom pathlib import Path\nfrom saaae.runs.checkpoint import append_row\nwhile not "
+            "len(view.rows): await asyncio.sleep(.1)\nprint(len(view.rows))",
+            "append_row(Path(view.rows.run[0])/'metrics.csv', dict(model='vae', epoch=2, mse=.5))\nwhile "
+            "len(view.rows) < 2: await asyncio.sleep(.1)\nprint(len(view.rows), view.task.done())",
         )
     ]
     done = NotebookClient(

@@ -44,7 +44,8 @@ def built(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(built, tmp_path_factory):
-    "Runs a command line where only the installed wheel is importable, away from the checkout; returns the finished process."
+    """Runs a command line where only the installed wheel is importable, away from the checkout; returns the finished
+    process."""
     target, away = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("away")
     subprocess.run(
         [
@@ -123,13 +124,15 @@ class Without:
     "A finder that does not find what the wheel does not install."
     def __init__(self, finder): self.finder = finder
     def __getattr__(self, name): return getattr(self.finder, name)
-    def find_spec(self, name, path=None, target=None): return None if name.split(".")[0] in hidden else self.finder.find_spec(name, path, target)
+    def find_spec(self, name, path=None, target=None): return None if name.split(".")[0] in hidden else \
+self.finder.find_spec(name, path, target)
 sys.meta_path[:] = map(Without, sys.meta_path)
 """
 
 
 def test_runs_with_the_run_time_dependencies_only(built, installed):
-    "All but the modules for notebooks, whose extra is `explore`; anything else than the requirements cannot be imported."
+    """All but the modules for notebooks, whose extra is `explore`; anything else than the requirements cannot be
+    imported."""
     kept = run_time_distributions(next(built.glob("*.whl")))
     mask = (
         {
@@ -158,7 +161,8 @@ def test_shipped_models_load_offline_and_the_name_is_not_a_folder_here(installed
     (installed.away / "photos64").mkdir(exist_ok=True)  # empty: loading it would fail
     run = installed(
         "-c",
-        "from saaae.models import SAAAE, VAE; print([type(k.from_pretrained('photos64')).__name__ for k in (SAAAE, VAE)])",
+        "from saaae.models import SAAAE, VAE; print([type(k.from_pretrained('photos64')).__name__ for k in (SAAAE, "
+        "VAE)])",
     )
     assert run.returncode == 0 and run.stdout.endswith("['SAAAE', 'VAE']\n"), run.stderr
 

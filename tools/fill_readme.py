@@ -11,7 +11,8 @@ BLOCK = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.S)
 
 
 def committed(path: str) -> str:
-    "A file as git has it (staged or committed), since `make reproduce` rewrites the working copy; without git, the file."
+    """A file as git has it (staged or committed), since `make reproduce` rewrites the working copy; without git, the
+    file."""
     shown = subprocess.run(["git", "-C", ROOT, "show", f":{path}"], capture_output=True, text=True)
     return shown.stdout if shown.returncode == 0 else (ROOT / path).read_text()
 

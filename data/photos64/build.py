@@ -1,5 +1,5 @@
 """Build photos64 again: fetch the photographs that `sources.csv` lists, shrink them, write `photographs/` and
-`photographs.csv`. Needs a Debian or Ubuntu machine (apt-get, dpkg) and the package `saaae`; `data/photos64/README.md` says more.
+`photographs.csv`. Needs a Debian or Ubuntu machine (apt-get, dpkg) and the package `saaae`; see `data/photos64/README.md`.
 
     python data/photos64/build.py
 """
@@ -13,7 +13,7 @@ from saaae.sources.images import read_image
 from saaae.sources.photos64 import cut_crops
 
 HERE = Path(__file__).parent
-SHORT_SIDE = 144    # pixels kept of the shorter side: enough for crops of 40 to 100 % of it, and all photographs fit in 12 MB
+SHORT_SIDE = 144    # pixels kept of the shorter side: for crops of 40 to 100 % of it; all photographs fit in 12 MB
 TEST_SHARE = 6      # one photograph in six of each class is held out
 
 
@@ -47,8 +47,23 @@ def fetch(package: str, folder: Path) -> Path:
     "Download and unpack one Debian (`NAME`) or Python (`pypi:NAME==VERSION`) package, without installing it."
     folder.mkdir(parents=True, exist_ok=True)
     if package.startswith("pypi:"):
-        subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", folder, package[5:]], check=True)
-        for wheel in folder.glob("*.whl"): subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, folder], check=True)
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "-q",
+                "--no-deps",
+                "--only-binary=:all:",
+                "-d",
+                folder,
+                package[5:],
+            ],
+            check=True,
+        )
+        for wheel in folder.glob("*.whl"):
+            subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, folder], check=True)
     else:
         subprocess.run(["apt-get", "download", "-qq", package], cwd=folder, check=True)
         for deb in folder.glob("*.deb"): subprocess.run(["dpkg", "-x", deb, folder], check=True)

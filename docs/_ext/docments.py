@@ -21,7 +21,8 @@ def type_name(anno: object) -> str:
     if isinstance(anno, (str, UnionType)):
         return str(anno).replace("torch._C.", "torch.")
     return re.sub(
-        r"\b(torch\._C|collections\.abc|pandas\.\w+\.\w+|torch\.nn\.modules\.\w+|matplotlib\.figure|pathlib\w*(?:\._local)?)\.",
+        r"\b(torch\._C|collections\.abc|pandas\.\w+\.\w+|torch\.nn\.modules\.\w+|matplotlib\.figure"
+        r"|pathlib\w*(?:\._local)?)\.",
         "",
         anno.__name__ if isinstance(anno, type) and not hasattr(anno, "__args__") else str(anno),
     )

@@ -8,7 +8,8 @@ from sphinx.util.math import get_node_equation_number
 
 
 def mathml(formula: str, as_block: bool) -> str:
-    "Docutils's MathML, without what it cannot read: sizes of brackets, and fractions without braces. Raises `MathError` for an unknown command."
+    """Docutils's MathML, without what it cannot read: sizes of brackets, and fractions without braces. Raises
+    `MathError` for an unknown command."""
     braced = re.sub(r"(\\[td]?frac)\s*(\d)\s*(\d)", r"\1{\2}{\3}", formula)
     return tex2mathml(re.sub(r"\\[bB]igg?(?![a-z])", "", braced), as_block=as_block)
 

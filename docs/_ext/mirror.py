@@ -1,4 +1,5 @@
-"A mirror of README, notebooks and results beside the pages, in which relative links lead where they lead in the repository."
+"""A mirror of README, notebooks and results beside the pages, in which relative links lead where they lead in the
+repository."""
 
 import json, os, re
 from collections.abc import Callable
@@ -76,7 +77,8 @@ def links(
 
 
 def notebook(path: Path, turn: Callable[[str], str]) -> str:
-    "A notebook with `language_info`, which `nbdev_clean` strips and without which no cell is highlighted; widgets and directives to nbdev are left out."
+    """A notebook with `language_info`, which `nbdev_clean` strips and without which no cell is highlighted; widgets
+    and directives to nbdev are left out."""
     nb = json.loads(path.read_text(encoding="utf-8"))
     nb["metadata"] = {"kernelspec": nb["metadata"]["kernelspec"], "language_info": LANGUAGE}
     for cell in nb["cells"]:

@@ -58,9 +58,11 @@ class ClassConditional(VAE):
         **kwargs: Any,  # of the model, with flat latents
     ):
         super().__init__(**kwargs)
-        if len(self.latent_shape) > 1: raise ValueError("A class-conditional model has flat latents.")
+        if len(self.latent_shape) > 1:
+            raise ValueError("A class-conditional model has flat latents.")
         self.film = nn.ModuleList(nn.Embedding(classes, 2 * self.to_mu.in_features) for _ in range(2))
-        for embedding in self.film: nn.init.zeros_(embedding.weight)  # begins as the model without labels
+        for embedding in self.film:
+            nn.init.zeros_(embedding.weight)  # begins as the model without labels
 
     def posterior(
         self,

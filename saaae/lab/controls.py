@@ -110,7 +110,8 @@ class LabConfig(LabModels):
     def objective(self) -> Objective:
         "What training minimises."
         own = self.kl, self.beta, self.aim
-        if self.t_range == 1: return OptimalVariance(*own) if self.decoder_variance == "optimal" else Weighted(*own)
+        if self.t_range == 1:
+            return OptimalVariance(*own) if self.decoder_variance == "optimal" else Weighted(*own)
         kind = Regions if self.regions else Places if self.latent == "spatial" else AllRates
         return kind(*own, self.t_range, self.hold_mean, self.balance)
 
@@ -129,9 +130,12 @@ def check_controls(cfg: LabConfig) -> None:
     closed = cfg.gate_value == 0 if cfg.gate == "constant" else cfg.gate != "off" and cfg.floor == 0
     if ranged and closed:
         refuse("t_range above 1 needs a floor (or gate_value) above 0: a gate of 0 has no precision to change")
-    if cfg.regions and not (ranged and spatial): refuse("regions need spatial latents and a t_range above 1")
-    if cfg.classes and (cond or spatial): refuse("classes go with flat latents and the multirate 'tempered'")
-    if cond and (not ranged or spatial): refuse("multirate goes with a t_range above 1 and flat latents")
+    if cfg.regions and not (ranged and spatial):
+        refuse("regions need spatial latents and a t_range above 1")
+    if cfg.classes and (cond or spatial):
+        refuse("classes go with flat latents and the multirate 'tempered'")
+    if cond and (not ranged or spatial):
+        refuse("multirate goes with a t_range above 1 and flat latents")
     if (cfg.gate == "constant") != (cfg.gate_value is not None):
         refuse("gate_value goes with the gate 'constant', and only with it")
 

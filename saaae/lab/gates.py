@@ -77,7 +77,8 @@ class Constant(SAAAE):
         **kwargs: Any,      # of `SAAAE`
     ):
         super().__init__(**kwargs)
-        if not 0 <= gate_value <= 1: raise ValueError(f"gate_value must be in [0, 1], not {gate_value}.")
+        if not 0 <= gate_value <= 1:
+            raise ValueError(f"gate_value must be in [0, 1], not {gate_value}.")
         self.gate_value = gate_value
 
     def make_scores(self, attention: str) -> None: "There are none."

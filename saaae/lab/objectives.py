@@ -24,7 +24,8 @@ class Weighted(Objective):
     aim: str = "everything"  # which pixels matter, one of `AIMS`
 
     def __post_init__(self) -> None:
-        if self.aim not in AIMS: raise ValueError(f"aim must be one of {', '.join(AIMS)}, not {self.aim!r}.")
+        if self.aim not in AIMS:
+            raise ValueError(f"aim must be one of {', '.join(AIMS)}, not {self.aim!r}.")
 
     def error(self, x_hat: torch.Tensor, batch: Batch) -> torch.Tensor:
         "The weighed errors by value, `[b, 3, h, h]`."
@@ -57,7 +58,8 @@ class AllRates(Weighted):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.beta > 0: raise ValueError("beta must be above 0 for a model for all rates.")
-        if not self.t_range >= 1: raise ValueError(f"t_range must be at least 1, not {self.t_range}.")
+        if not self.t_range >= 1:
+            raise ValueError(f"t_range must be at least 1, not {self.t_range}.")
 
     def levels(self, n: int, generator: torch.Generator) -> torch.Tensor:
         "A precision for each image, `[n]`: one in each n-th of the range, in logarithms."

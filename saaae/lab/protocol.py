@@ -31,7 +31,8 @@ def validation_part(
     n: int,        # how many
 ) -> tuple[Images, list[int]]:  # the images, and their places in `unlabeled`
     "A part of the unlabeled images that never changes. Raises `DataError` if there are fewer."
-    if n > len(unlabeled): raise DataError(f"{unlabeled.name} has {len(unlabeled)} images, {n} were asked for.")
+    if n > len(unlabeled):
+        raise DataError(f"{unlabeled.name} has {len(unlabeled)} images, {n} were asked for.")
     order = torch.randperm(len(unlabeled), generator=torch.Generator().manual_seed(stream_seed(0, "validation")))
     index = order[:n].sort().values
     return unlabeled.take(index), index.tolist()
@@ -41,7 +42,8 @@ def check_manifest(
     manifest: dict[str, Any],  # what the sets are now
 ) -> None:
     "Write the manifest, or compare with the one that is there. Raises `DataError` if a set has changed."
-    if not path.exists(): return atomic_write(path, (json.dumps(manifest, indent=1) + "\n").encode())
+    if not path.exists():
+        return atomic_write(path, (json.dumps(manifest, indent=1) + "\n").encode())
     theirs = json.loads(path.read_text())
     changed = [name for name in manifest if theirs.get(name) != manifest[name]]
     if changed:
@@ -87,18 +89,26 @@ def read_test_once(
     path: Path,                       # test.csv
     chosen: dict[str, tuple[Config, Path]],  # variant -> config and run folder
     load_test: Callable[[], Images],  # gives the test images; called only if they were not read before
-) -> pd.DataFrame:             # one row a variant
-    "Measure the chosen checkpoints on the test set; if that was done before, what came out then. Raises `DataError` if it was for others."
+) -> pd.DataFrame:  # one row a variant
+    """Measure the chosen checkpoints on the test set; if that was done before, what came out then. Raises `DataError`
+    if it was for others."""
     if path.exists():
         table = pd.read_csv(path)
-        if list(table.variant) != list(chosen): raise DataError(f"The test set was read for {', '.join(table.variant)}: {path} stands, and nothing else is measured on it.")
+        if list(table.variant) != list(chosen):
+            raise DataError(
+                f"The test set was read for {', '.join(table.variant)}: {path} stands, and nothing else is measured on "
+                f"it."
+            )
         return table
     test, rows = load_test(), []
     for name, (cfg, folder) in chosen.items():
         model = build_model(cfg)
         load_weights(model, folder/"chosen.safetensors")
         mask = evaluation_masks("patches", len(test), cfg.image_size)
-        rows.append(dict(variant=name, images=test.name, n=len(test), sha256=test.sha256()) | evaluate(model, test, cfg, mask=mask))
+        rows.append(
+            dict(variant=name, images=test.name, n=len(test), sha256=test.sha256())
+            | evaluate(model, test, cfg, mask=mask)
+        )
     table = pd.DataFrame(rows)
     atomic_write(path, table.to_csv(index=False).encode())
     return table

@@ -28,8 +28,9 @@ def oracle_profile(
     weights: torch.Tensor,  # of the pixels, `[b, 1, h, h]`
     rate_bits: torch.Tensor,  # the budget, `[b]`
     steps: int = 40,
-) -> torch.Tensor:          # `[b, 1, h, w]` for spatial latents, else the shape of z
-    "The profile that gradient descent finds for the weighted error at the budget, or uniform precision for images where that is better: what no method can know, as a bound to compare with."
+) -> torch.Tensor:  # `[b, 1, h, w]` for spatial latents, else the shape of z
+    """The profile that gradient descent finds for the weighted error at the budget, or uniform precision for images
+    where that is better: what no method can know, as a bound to compare with."""
     shape = (len(x), 1, *q.mu.shape[2:]) if q.mu.dim() == 4 else q.mu.shape
     bend = torch.zeros(shape, device=x.device, requires_grad=True)
     optimizer, noise = torch.optim.Adam([bend], .15), torch.Generator(x.device).manual_seed(stream_seed(0, "oracle"))
@@ -43,11 +44,15 @@ def oracle_profile(
             slope = lambda y: torch.autograd.grad(y.sum(), bend, retain_graph=True)[0]
             d_error, d_rate = slope(error), slope(tempered.kl("exact"))
             along = lambda d: d.flatten(1).sum(1).reshape(-1, *[1] * (bend.dim() - 1))
-            bend.grad = d_error - along(d_error) / along(d_rate).clamp_min(1e-12) * d_rate  # what is left at a constant rate
+            bend.grad = (
+                d_error - along(d_error) / along(d_rate).clamp_min(1e-12) * d_rate
+            )  # what is left at a constant rate
             optimizer.step()
     with torch.no_grad():
         found, uniform = (q.temper(solve_rate(q, rate_bits, profile, True), True) for profile in (bend.exp(), 1.))
-        gain = sum(weighted(uniform, noise.manual_seed(i)) - weighted(found, noise.manual_seed(i)) for i in range(16))  # over the same noise
+        gain = sum(
+            weighted(uniform, noise.manual_seed(i)) - weighted(found, noise.manual_seed(i)) for i in range(16)
+        )  # over the same noise
     return torch.where((gain > 0).reshape(-1, *[1] * (bend.dim() - 1)), bend.detach(), 0).exp()
 
 # %% ../../nbs/lab/rates.ipynb #cell-06
@@ -67,10 +72,16 @@ def rebuild(
     model: SAAAE,
     images: Images,
     cfg: LabConfig,
-    mask: torch.Tensor,    # masks, bool `[n, 1, h, h]`
-    t: float | torch.Tensor | Callable[..., torch.Tensor | AnchoredGaussian],  # precision: a number, or a function of (q, x, corrupted) that gives it, or another q
+    mask: torch.Tensor,  # masks, bool `[n, 1, h, h]`
+    t: float
+    | torch.Tensor
+    | Callable[
+        ..., torch.Tensor | AnchoredGaussian
+    ],  # precision: a number, or a function of (q, x, corrupted) that gives it, or another q
     hold_mean: bool = True,
-) -> dict[str, torch.Tensor]:  # x `[n, 3, h, h]`; squared error in [0, 1] units, `[n, 1, h, h]`, summed over channels; rate `[n]` in bits
+) -> dict[
+    str, torch.Tensor
+]:  # x `[n, 3, h, h]`; squared error in [0, 1] units, `[n, 1, h, h]`, summed over channels; rate `[n]` in bits
     "Reconstruct all images at a precision, at most `batch_size` at a time."
     parts = []
     for part in corrupted_parts(images, cfg, mask, model):
@@ -92,7 +103,8 @@ def errors(
     figures = dict(rate_bits=r["rate"].mean(), mse=r["error"].sum((1, 2, 3)).mean())
     figures["psnr_db"] = (-10 * (r["error"].mean((1, 2, 3)) / 3).log10()).mean()
     for aim in AIMS:
-        if aim != "everything": figures[f"mse_{aim}"] = (r["error"] * aim_weights(aim, r["x"], mask)).sum((1, 2, 3)).mean()
+        if aim != "everything":
+            figures[f"mse_{aim}"] = (r["error"] * aim_weights(aim, r["x"], mask)).sum((1, 2, 3)).mean()
     return {k: v.item() for k, v in figures.items()}
 
 def rate_rows(
@@ -103,7 +115,10 @@ def rate_rows(
 ) -> pd.DataFrame:        # columns mode, t (or the budget), and figures
     "The model at its own rate, and at all others."
     mask, rows = hidden_in(cfg, masks), []
-    def add(mode, value, t, hold): rows.append(dict(mode=mode, value=value) | errors(rebuild(model, images, cfg, mask, t, hold), mask))
+
+    def add(mode, value, t, hold):
+        rows.append(dict(mode=mode, value=value) | errors(rebuild(model, images, cfg, mask, t, hold), mask))
+
     add("own", 1., 1., True)
     for level in LEVELS: add("t", level, level, True)
     if cfg.multirate == "conditioned": return pd.DataFrame(rows)
@@ -111,16 +126,21 @@ def rate_rows(
         if level > 1: add("t, mean grows", level, level, False)
     if cfg.multirate == "tempered":
         for budget in BUDGETS:
-            try: add("budget", budget, lambda q, x, corrupted: solve_rate(q, budget, hold_mean=True), True)
-            except RateError: pass  # more than this model can carry: no row
+            try:
+                add("budget", budget, lambda q, x, corrupted: solve_rate(q, budget, hold_mean=True), True)
+            except RateError:
+                pass  # more than this model can carry: no row
     return pd.DataFrame(rows)
 
 # %% ../../nbs/lab/rates.ipynb #cell-08
 def sides(r: dict[str, torch.Tensor], region: torch.Tensor) -> dict[str, float]:
     "Mean rate, and mean PSNR inside and outside of a region."
     share = lambda where: (r["error"] * where).sum((1, 2, 3)) / (3 * where.sum((1, 2, 3)))
-    figures = dict(rate_bits=r["rate"]) | {f"{name}_{side}": f(share(w)) for side, w in (("inside", region), ("outside", 1 - region))
-                                           for name, f in (("psnr", lambda e: -10 * e.log10()), ("mse_pixel", lambda e: e))}
+    figures = dict(rate_bits=r["rate"]) | {
+        f"{name}_{side}": f(share(w))
+        for side, w in (("inside", region), ("outside", 1 - region))
+        for name, f in (("psnr", lambda e: -10 * e.log10()), ("mse_pixel", lambda e: e))
+    }
     return {k: v.mean().item() for k, v in figures.items()}
 
 def region_rows(
@@ -133,14 +153,22 @@ def region_rows(
     "What a region gains and the rest loses."
     rows, spatial = [], cfg.latent == "spatial"
     region = region.float().to(cfg.device)
-    def half(profile): return lambda q, x, corrupted: solve_rate(q, q.rate_bits() / 2, profile(q, x, corrupted), True)
+
+    def half(profile):
+        return lambda q, x, corrupted: solve_rate(q, q.rate_bits() / 2, profile(q, x, corrupted), True)
+
     def painted(contrast):
         if spatial: return half(lambda q, x, corrupted: region_profile(region, contrast))
         wide = lambda x: region.expand(len(x), -1, -1, -1)
         return half(lambda q, x, corrupted: sensitivity_profile(model, q, wide(x), contrast**2))
     inputs = dict(clean=torch.zeros_like(masks)) | (dict(masked=masks) if cfg.patches else {})
     for name, mask in inputs.items():
-        def add(method, value, t): rows.append(dict(input=name, method=method, value=value) | sides(rebuild(model, images, cfg, mask, t), region))
+
+        def add(method, value, t):
+            rows.append(
+                dict(input=name, method=method, value=value) | sides(rebuild(model, images, cfg, mask, t), region)
+            )
+
         for level in LEVELS: add("uniform", level, level)
         if cfg.t_range == 1: continue  # dedicated to a rate: only a reference
         add("half, uniform", 1., half(lambda q, x, corrupted: 1.))
@@ -153,11 +181,22 @@ def region_rows(
                     q = refine(model, q.temper(t, True), x, t, cfg.beta)
                     return q.temper(solve_rate(q, budget, hold_mean=True), True)
                 add("half, refined", contrast, refined)
-            add("half, oracle", 1., half(lambda q, x, corrupted: oracle_profile(model, q, x, (.1 + .9 * region).expand(len(x), -1, -1, -1), q.rate_bits() / 2)))
+            add(
+                "half, oracle",
+                1.0,
+                half(
+                    lambda q, x, corrupted: oracle_profile(
+                        model, q, x, (0.1 + 0.9 * region).expand(len(x), -1, -1, -1), q.rate_bits() / 2
+                    )
+                ),
+            )
         if spatial and name == "masked":  # the region is what was hidden: the only pixels that are exactly mid-grey
             for contrast in (1., *CONTRASTS):
                 t = half(lambda q, x, corrupted: region_profile((corrupted == 0).all(1, keepdim=True), contrast))
-                rows.append(dict(input=name, method="half, hidden", value=contrast) | sides(rebuild(model, images, cfg, mask, t), mask.float()))
+                rows.append(
+                    dict(input=name, method="half, hidden", value=contrast)
+                    | sides(rebuild(model, images, cfg, mask, t), mask.float())
+                )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/lab/rates.ipynb #cell-10
@@ -167,9 +206,16 @@ def precision_maps(model: SAAAE) -> dict[str, Callable[[AnchoredGaussian, torch.
     "Maps by name: functions of (q, corrupted) to scores, shape of z."
     def shuffled(q, corrupted):
         a = model.importance(corrupted).flatten(1)
-        order = torch.rand(a.shape, generator=torch.Generator(a.device).manual_seed(stream_seed(0, "shuffled maps")), device=a.device).argsort(1)
+        order = torch.rand(
+            a.shape, generator=torch.Generator(a.device).manual_seed(stream_seed(0, "shuffled maps")), device=a.device
+        ).argsort(1)
         return a.gather(1, order).reshape(q.mu.shape)
-    own = {"importance": lambda q, corrupted: model.importance(corrupted), "shuffled": shuffled} if hasattr(model, "attention") else {}
+
+    own = (
+        {"importance": lambda q, corrupted: model.importance(corrupted), "shuffled": shuffled}
+        if hasattr(model, "attention")
+        else {}
+    )
     return own | {"kl": lambda q, corrupted: q.kl_by_dimension("exact")}
 
 def map_rows(
@@ -182,11 +228,23 @@ def map_rows(
     "Weighted errors at half of each image's own rate, under each map."
     def measured(images, profile):
         mask = hidden_in(cfg, masks)[:len(images)]
-        r = rebuild(model, images, cfg, mask, lambda q, x, corrupted: solve_rate(q, q.rate_bits() / 2, profile(q, x, corrupted), True))
+        r = rebuild(
+            model,
+            images,
+            cfg,
+            mask,
+            lambda q, x, corrupted: solve_rate(q, q.rate_bits() / 2, profile(q, x, corrupted), True),
+        )
         found = errors(r, mask)
-        return {aim: found["mse" if aim == "everything" else f"mse_{aim}"] for aim in AIMS} | dict(rate_bits=found["rate_bits"])
+        return {aim: found["mse" if aim == "everything" else f"mse_{aim}"] for aim in AIMS} | dict(
+            rate_bits=found["rate_bits"]
+        )
+
     rows = []
-    def add(aim, name, value, found): rows.append(dict(aim=aim, map=name, value=value, rate_bits=found["rate_bits"], error=found[aim]))
+
+    def add(aim, name, value, found):
+        rows.append(dict(aim=aim, map=name, value=value, rate_bits=found["rate_bits"], error=found[aim]))
+
     for name, scores in precision_maps(model).items():
         bent = lambda images, bend: measured(images, lambda q, x, corrupted: log_linear(scores(q, corrupted), bend))
         tried, tested = {bend: bent(train, bend) for bend in BENDS}, {}

@@ -118,7 +118,8 @@ def connect(
 ) -> Client:
     "A Dask client, on this machine or a cluster."
     logging.getLogger("distributed.nanny").setLevel("ERROR")  # that a worker is slow to leave is no news
-    if scheduler: return Client(scheduler_file=scheduler) if Path(scheduler).is_file() else Client(scheduler)
+    if scheduler:
+        return Client(scheduler_file=scheduler) if Path(scheduler).is_file() else Client(scheduler)
     own = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, memory_limit=0)
     return Client(own)
 
@@ -193,7 +194,8 @@ def join_runs(
     folder, made, here = Path(folder), complete_runs(folder), finished_runs(folder)
     for name, source in tables.items():
         path, parts = folder/f"{name}.csv", {}
-        if path.exists(): parts = {(v, int(s)): rows for (v, s), rows in read_text(path).groupby(["variant", "seed"])}
+        if path.exists():
+            parts = {(v, int(s)): rows for (v, s), rows in read_text(path).groupby(["variant", "seed"])}
         for run in here:
             parts.pop(run, None)
             if (own := run_path(folder, *run)/f"{source}.csv").exists():
@@ -232,7 +234,8 @@ def run_again(
 ) -> None:
     "A run of the tables, as its line says. Raises `ConfigError` if there is none, or its config is another one now."
     lines = complete_runs(folder)
-    if (variant, seed) not in lines: raise ConfigError(f"{folder/'runs.jsonl'} has no {variant} with seed {seed}.")
+    if (variant, seed) not in lines:
+        raise ConfigError(f"{folder / 'runs.jsonl'} has no {variant} with seed {seed}.")
     if (gates := folder/"runs.csv").exists(): shutil.copy(gates, scratch)  # that `constant` needs
     needed = [NEEDS[variant]] if variant == "finetuned_decoder" else []
     for name in (*needed, variant):

@@ -21,10 +21,13 @@ def edges(
 
 def foreground(
     x: torch.Tensor,  # `[b, 3, h, h]`
-) -> torch.Tensor:    # bool `[b, 1, h, h]`
-    "Where the colours, over a neighbourhood of an eighth of the side, are farther than average from those of the border."
+) -> torch.Tensor:  # bool `[b, 1, h, h]`
+    """Where the colours, over a neighbourhood of an eighth of the side, are farther than average from those of the
+    border."""
     side = x.shape[-1] // 16
-    border = torch.cat([x[:, :, :side].flatten(2), x[:, :, -side:].flatten(2), x[..., :side].flatten(2), x[..., -side:].flatten(2)], 2)
+    border = torch.cat(
+        [x[:, :, :side].flatten(2), x[:, :, -side:].flatten(2), x[..., :side].flatten(2), x[..., -side:].flatten(2)], 2
+    )
     centred = border - border.mean(2, keepdim=True)
     covariance = centred @ centred.mT / border.shape[2] + 1e-3 * torch.eye(3, dtype=x.dtype, device=x.device)
     off = x.flatten(2) - border.mean(2, keepdim=True)

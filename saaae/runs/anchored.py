@@ -31,7 +31,8 @@ def anchor_path(
 ) -> Path:
     "The file with the gate. Raises `FileNotFoundError` if a folder has none, `DataError` if the Hub gives none."
     inside = named_folder(folder)/(where.get("subfolder") or "")
-    if os.path.isfile(inside): raise FileNotFoundError(f"{folder} is a file: name a folder of save_pretrained.")
+    if os.path.isfile(inside):
+        raise FileNotFoundError(f"{folder} is a file: name a folder of save_pretrained.")
     if not is_folder(inside): return fetch(str(folder), ANCHOR, **where)
     if not (inside/ANCHOR).exists():
         what = f"{inside} has no {ANCHOR}: the model in it has no gate"
@@ -43,23 +44,42 @@ def read_gate(
     attention: nn.Module | None = None,  # a module like the one that was saved, if it was not a named one
 ) -> Anchor:
     "The gate in a file. Raises `ValueError` for one that is damaged, is another's, or needs `attention`."
-    def refuse(why: object): raise ValueError(f"{path} is refused: {str(why).splitlines()[0].split('. ')[0].rstrip('.')}; save the anchored model again.")
+
+    def refuse(why: object):
+        raise ValueError(
+            f"{path} is refused: {str(why).splitlines()[0].split('. ')[0].rstrip('.')}; save the anchored model again."
+        )
+
     try:
         weights, meta = read_tensors(path)
         if not meta:  # from before there was a hash
-            with safetensors.safe_open(path, "pt") as f: meta = json.loads((f.metadata() or {}).get("anchor", "null"))
-    except DataError as e: raise ValueError(str(e)) from e
-    except (OSError, TypeError, ValueError, RecursionError, safetensors.SafetensorError) as e: refuse(f"what it says of the gate cannot be read ({e})")
-    if not isinstance(meta, dict) or meta.keys() != {"attention", "floor", "normalize", "input_shape", "latent_shape"}: refuse("it does not say which gate it holds")
+            with safetensors.safe_open(path, "pt") as f:
+                meta = json.loads((f.metadata() or {}).get("anchor", "null"))
+    except DataError as e:
+        raise ValueError(str(e)) from e
+    except (OSError, TypeError, ValueError, RecursionError, safetensors.SafetensorError) as e:
+        refuse(f"what it says of the gate cannot be read ({e})")
+    if not isinstance(meta, dict) or meta.keys() != {"attention", "floor", "normalize", "input_shape", "latent_shape"}:
+        refuse("it does not say which gate it holds")
     if ((name := meta.pop("attention")) is None) != (attention is not None):
-        raise ValueError(f"attention: {path} was saved with " + ("a module of its maker's own; pass one like it." if name is None else f"{name!r}, which needs no module."))
+        raise ValueError(
+            f"attention: {path} was saved with "
+            + (
+                "a module of its maker's own; pass one like it."
+                if name is None
+                else f"{name!r}, which needs no module."
+            )
+        )
     try:
-        with nullcontext() if name is None else torch.device("meta"): gate = Anchor(attention if name is None else name, **meta)  # takes no memory yet
-    except (OverflowError, RuntimeError, TypeError, ValueError) as e: refuse(e)
+        with nullcontext() if name is None else torch.device("meta"):
+            gate = Anchor(attention if name is None else name, **meta)  # takes no memory yet
+    except (OverflowError, RuntimeError, TypeError, ValueError) as e:
+        refuse(e)
     own = gate.state_dict()
     weights = {name: weights[theirs] for name, theirs in meant(weights, own).items()}
     fits = lambda a, b: a.shape == b.shape and (a.dtype == b.dtype or a.is_floating_point() and b.is_floating_point())
-    if wrong := sorted(own.keys() ^ weights.keys()) or [k for k in own if not fits(own[k], weights[k])]: refuse(f"it has the weights of another gate, {wrong[0]} differs")
+    if wrong := sorted(own.keys() ^ weights.keys()) or [k for k in own if not fits(own[k], weights[k])]:
+        refuse(f"it has the weights of another gate, {wrong[0]} differs")
     weights, learned = {k: v.to(own[k].dtype) for k, v in weights.items()}, dict(gate.named_parameters())
     for k, v in weights.items():
         if v.isnan().any() or k in learned and v.isinf().any(): refuse(f"{k} is not finite")
@@ -76,10 +96,17 @@ class Pretrained:
         **kwargs: Any,              # of the model's own `save_pretrained`
     ) -> None:
         "Leave the plain model and the gate in a folder. Raises `ValueError`."
-        if push_to_hub: raise ValueError("push_to_hub: save first; model.push_to_hub(repo_id) then sends model and gate.")
+        if push_to_hub:
+            raise ValueError("push_to_hub: save first; model.push_to_hub(repo_id) then sends model and gate.")
         a, folder = unwrapped(self.anchor), os.path.expanduser(folder)
         unwrapped(self.plain()).save_pretrained(folder, **kwargs)
-        meta = dict(attention=a.name, floor=a.floor, normalize=a.normalize, input_shape=a.input_shape, latent_shape=a.latent_shape)
+        meta = dict(
+            attention=a.name,
+            floor=a.floor,
+            normalize=a.normalize,
+            input_shape=a.input_shape,
+            latent_shape=a.latent_shape,
+        )
         save_tensors(Path(folder)/ANCHOR, plain_state(a), meta)
 
     @classmethod
@@ -89,7 +116,8 @@ class Pretrained:
         attention: nn.Module | None = None,    # a module like the one that was saved, if it was not a named one
         **kwargs: Any,                         # of the model's own `from_pretrained`
     ) -> Self:
-        "The anchored model that was saved. Raises `FileNotFoundError` without a gate, `ValueError` for one that is damaged or needs `attention`."
+        """The anchored model that was saved. Raises `FileNotFoundError` without a gate, `ValueError` for one that is
+        damaged or needs `attention`."""
         source, where = named_folder(folder), {k: kwargs[k] for k in ("subfolder", *HUB) if k in kwargs}
         gate = read_gate(anchor_path(folder, **where), attention)
         return attach(cls.original.from_pretrained(source if is_folder(source) else folder, **kwargs), gate)

@@ -36,7 +36,9 @@ def load_learner(learner: Learner, tensors: dict[str, torch.Tensor], rest: dict[
     state = {i: {} for i, _ in enumerate(learner.model.parameters())}
     for name, v in tensors.items():
         if name.startswith("optimizer."): state[int(name.split(".")[1])][name.split(".")[2]] = v
-    for p, s in zip(learner.model.parameters(), state.values()):  # the fused step needs moments laid out in memory as the weights are
+    for p, s in zip(
+        learner.model.parameters(), state.values()
+    ):  # the fused step needs moments laid out in memory as the weights are
         for k in ("exp_avg", "exp_avg_sq"):
             if s: s[k] = torch.empty_like(p).copy_(s[k])  # a weight that is not used has no moments
     learner.optimizer.load_state_dict(dict(state=state, param_groups=rest["param_groups"]))
@@ -52,7 +54,8 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
         writer.writerow(row)
 
 def rows_until(path: Path, epoch: int) -> bytes:
-    "A CSV file without the rows after `epoch` and without a half-written last line; empty if it is not there. Raises `ValueError` if it is damaged."
+    """A CSV file without the rows after `epoch` and without a half-written last line; empty if it is not there. Raises
+    `ValueError` if it is damaged."""
     if not path.exists(): return b""
     header, *lines = path.read_text("utf-8-sig").splitlines(keepends=True) or [""]
     column = header.strip().split(",").index("epoch")
@@ -77,21 +80,35 @@ def rows_sha256(folder: Path, epoch: int) -> str:
     return hashlib.sha256(rows_until(folder/"metrics.csv", epoch)).hexdigest()
 
 def save_checkpoint(path: Path, learners: dict[str, Learner], cfg: Config, images: str, epoch: int) -> None:
-    "Write the state of all models after `epoch`, whole or not at all, and keep the one before. Raises `TrainingError` rather than keep weights that are not finite."
+    """Write the state of all models after `epoch`, whole or not at all, and keep the one before. Raises
+    `TrainingError` rather than keep weights that are not finite."""
     tensors, rests = {}, {}
     for name, learner in learners.items():
         if not all(p.isfinite().all() for p in learner.model.parameters()):
             raise TrainingError(f"The weights of {name} are not finite after epoch {epoch}")
         state, rests[name] = learner_state(learner)
         tensors |= {f"{name}/{k}": v for k, v in state.items()}
-    about = dict(format=FORMAT, epoch=epoch, config=asdict(cfg), images=images, learners=rests, metrics=rows_sha256(path.parent, epoch))
+    about = dict(
+        format=FORMAT,
+        epoch=epoch,
+        config=asdict(cfg),
+        images=images,
+        learners=rests,
+        metrics=rows_sha256(path.parent, epoch),
+    )
     save_tensors(path, tensors, about, path.with_name(PREVIOUS))
 
 def differing(theirs: dict[str, Any], cfg: Config) -> list[str]:
-    "The fields in which a config that was written down differs, each with both values; one that came later has its default there."
+    """The fields in which a config that was written down differs, each with both values; one that came later has its
+    default there."""
     ours = json.loads(json.dumps(asdict(cfg)))
     theirs = json.loads(json.dumps({f.name: f.default for f in fields(cfg)})) | theirs
-    return [f"{k} = {theirs[k]!r}, not {ours.get(k, 'known here')!r}" for k in theirs if k not in ours or theirs[k] != ours[k]]
+    return [
+        f"{k} = {theirs[k]!r}, not {ours.get(k, 'known here')!r}"
+        for k in theirs
+        if k not in ours or theirs[k] != ours[k]
+    ]
+
 
 def refuse_other(folder: Path, kind: str, theirs: dict[str, Any], cfg: Config, ignored: tuple[str, ...] = ()) -> None:
     "Raise `TrainingError` if the run in a folder is of another config, but for `ignored` fields."
@@ -107,7 +124,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]
     return tensors, about
 
 def restore(file: Path, learners: dict[str, Learner], cfg: Config, images: str) -> int:
-    "Put all models back to a checkpoint; returns its epoch. Raises `DataError` for a bad one, `TrainingError` for one of another run."
+    """Put all models back to a checkpoint; returns its epoch. Raises `DataError` for a bad one, `TrainingError` for
+    one of another run."""
     tensors, about = read_checkpoint(file)
     missing = {"epoch", "config", "images", "learners", "metrics"} - set(about)
     if missing or not (isinstance(about["config"], dict) and isinstance(about["learners"], dict)):
@@ -116,7 +134,8 @@ def restore(file: Path, learners: dict[str, Learner], cfg: Config, images: str) 
     if about["images"] != images:
         what = f"{file.parent} holds an unfinished run on other images"
         raise TrainingError(f"{what}: bring them back, or choose another folder (out).")
-    if set(about["learners"]) != set(learners): raise DataError(f"{file} is of other models: {', '.join(about['learners'])}.")
+    if set(about["learners"]) != set(learners):
+        raise DataError(f"{file} is of other models: {', '.join(about['learners'])}.")
     if about["epoch"] not in range(1, cfg.epochs + 1):
         raise DataError(f"{file} is of epoch {about['epoch']!r}, which this run does not have.")
     for name, learner in learners.items():
@@ -136,13 +155,15 @@ def load_checkpoint(path: Path, learners: dict[str, Learner], cfg: Config, image
     faults = []
     for file in (path, path.with_name(PREVIOUS)):
         if not os.path.lexists(file): continue
-        if file.is_dir(): raise TrainingError(f"{file} is a folder, where a checkpoint is to be: move it away.")
+        if file.is_dir():
+            raise TrainingError(f"{file} is a folder, where a checkpoint is to be: move it away.")
         try: epoch = restore(file, learners, cfg, images)
         except DataError as e: faults.append(str(e))
         else:
             if faults: print(f"{faults[0]} The previous checkpoint is used: {file}.")
             return epoch
-    if faults: raise TrainingError(f"{' '.join(faults)} Bring back what was there, or choose another folder (out).")
+    if faults:
+        raise TrainingError(f"{' '.join(faults)} Bring back what was there, or choose another folder (out).")
     return 0
 
 # %% ../../nbs/runs/checkpoint.ipynb #cell-10

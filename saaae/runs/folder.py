@@ -28,8 +28,18 @@ from ..models import VAE, find_device
 from ..config import Config, ConfigError, Objective
 from ..training import Learner, TrainingError, build_model, train_epoch
 from saaae.runs.checkpoint import (
-    CHECKPOINT, PREVIOUS, append_row, config_of, cut_rows, learner_state, load_checkpoint, load_learner, read_checkpoint,
-    read_config, refuse_other, save_checkpoint,
+    CHECKPOINT,
+    PREVIOUS,
+    append_row,
+    config_of,
+    cut_rows,
+    learner_state,
+    load_checkpoint,
+    load_learner,
+    read_checkpoint,
+    read_config,
+    refuse_other,
+    save_checkpoint,
 )
 from .processes import ProcessError, Processes, join, whole_batch
 from .weights import load_state, load_weights, plain_state
@@ -45,7 +55,8 @@ def run_folder(
     cfg: Config,
 ) -> Path:                   # absolute
     "The folder of a run: `out`, or <preset> in `results_folder()`. Raises `ConfigError`."
-    if not isinstance(out, str | Path | None): raise ConfigError(f"out must be text, a folder's path, not {out!r}.")
+    if not isinstance(out, str | Path | None):
+        raise ConfigError(f"out must be text, a folder's path, not {out!r}.")
     return Path(os.path.expanduser(out)).resolve() if out else results_folder()/cfg.preset
 
 # %% ../../nbs/runs/folder.ipynb #cell-08
@@ -66,7 +77,12 @@ def describe_run(cfg: Config) -> dict[str, Any]:
     "All that is needed to get the same numbers again: config, commit, versions, machine."
     device = torch.cuda.get_device_name(cfg.device) if cfg.device.startswith("cuda") else platform.machine()
     versions = dict(python=platform.python_version(), saaae=__version__) | {p: version(p) for p in PACKAGES}
-    return dict(config=asdict(cfg), git=git_state(), versions=versions, machine=dict(device=device, threads=torch.get_num_threads()))
+    return dict(
+        config=asdict(cfg),
+        git=git_state(),
+        versions=versions,
+        machine=dict(device=device, threads=torch.get_num_threads()),
+    )
 
 # %% ../../nbs/runs/folder.ipynb #cell-09
 FINISHED = "images.sha256"  # what a finished run was trained on, and what came out
@@ -74,17 +90,21 @@ FINISHED = "images.sha256"  # what a finished run was trained on, and what came 
 # %% ../../nbs/runs/folder.ipynb #cell-10
 @contextmanager
 def lock_folder(folder: str | Path) -> Iterator[None]:
-    "Hold a run folder: the kernel lets go of it when the process ends, however it does. Raises `TrainingError` if another run holds it."
+    """Hold a run folder: the kernel lets go of it when the process ends, however it does. Raises `TrainingError` if
+    another run holds it."""
     path = Path(folder)/".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         f = open(path, "a+")
-        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             f.seek(0)
             holder = f.read()
             f.close()
-            raise TrainingError(f"{folder} is in use by another run ({holder}): wait for it, stop it, or choose another folder (out).") from None
+            raise TrainingError(
+                f"{folder} is in use by another run ({holder}): wait for it, stop it, or choose another folder (out)."
+            ) from None
         if path.exists() and os.path.samestat(os.fstat(f.fileno()), path.stat()): break
         f.close()  # removed by its holder in between: once more
     with f:
@@ -119,8 +139,10 @@ def refuse_whole_batch(cfg: Config, models: Mapping[str, nn.Module]) -> None:
         raise ConfigError(f"{what} cannot be computed by several processes, which share batches out: train on one.")
 
 def start_run(folder: Path, learners: dict[str, Learner], cfg: Config, images: str) -> int:
-    "Open a run folder: returns the epoch to go on from, with later rows dropped, or 0 with an earlier run's files removed. Raises `TrainingError`."
-    for path in (*folder.glob("*.part"), *(folder/"recon").glob("*.part")): path.unlink()  # of a run that was killed as it wrote
+    """Open a run folder: returns the epoch to go on from, with later rows dropped, or 0 with an earlier run's files
+    removed. Raises `TrainingError`."""
+    for path in (*folder.glob("*.part"), *(folder / "recon").glob("*.part")):
+        path.unlink()  # of a run that was killed as it wrote
     describe = lambda: atomic_write(folder/"config.json", (json.dumps(describe_run(cfg), indent=1) + "\n").encode())
     if done := load_checkpoint(folder/CHECKPOINT, learners, cfg, images):
         for name in ("metrics.csv", "speed.csv"): cut_rows(folder/name, done)
@@ -130,18 +152,29 @@ def start_run(folder: Path, learners: dict[str, Learner], cfg: Config, images: s
             print(f"{folder/'config.json'} was damaged or of another run and is written again, as the checkpoint says.")
         print(f"Going on in {folder} after epoch {done}.")
     else:
-        if (folder/"config.json").exists(): refuse_other(folder, "a run", read_config(folder), cfg, ("device",))
-        earlier = [folder/name for name in ("metrics.csv", "speed.csv", FINISHED, *(f"{name}.safetensors" for name in learners))]
+        if (folder / "config.json").exists():
+            refuse_other(folder, "a run", read_config(folder), cfg, ("device",))
+        earlier = [
+            folder / name
+            for name in ("metrics.csv", "speed.csv", FINISHED, *(f"{name}.safetensors" for name in learners))
+        ]
         for path in (*earlier, *(folder/"recon").glob("epoch_*.png")): path.unlink(missing_ok=True)
         describe()
     return done
 
-def open_run(folder: Path, learners: dict[str, Learner], images: Images, cfg: Config, dist: Processes) -> tuple[int, str]:
-    "`start_run` by the main process, whose state all learners then have; returns what it does, and the hash of the images. Raises `TrainingError` or `ProcessError`."
+def open_run(
+    folder: Path, learners: dict[str, Learner], images: Images, cfg: Config, dist: Processes
+) -> tuple[int, str]:
+    """`start_run` by the main process, whose state all learners then have; returns what it does, and the hash of the
+    images. Raises `TrainingError` or `ProcessError`."""
     digest = images.sha256()
     if dist.count == 1: return start_run(folder, learners, cfg, digest), digest
     asked = asdict(cfg), images.name, digest, list(learners)
-    if dist.from_main(lambda: asked) != asked: raise TrainingError(f"Process {dist.rank} has another config, other images or other models than the main process: give all the same.")
+    if dist.from_main(lambda: asked) != asked:
+        raise TrainingError(
+            f"Process {dist.rank} has another config, other images or other models than the main process: give all the "
+            f"same."
+        )
     state = lambda: {name: learner_state(learner) for name, learner in learners.items()}
     done, states = dist.from_main(lambda: (start_run(folder, learners, cfg, digest), state()))
     for name, learner in learners.items(): load_learner(learner, *states[name])
@@ -150,13 +183,19 @@ def open_run(folder: Path, learners: dict[str, Learner], images: Images, cfg: Co
 def describe_saved(folder: Path) -> str:
     "What a stopped run leaves, in words."
     for path in (folder/CHECKPOINT, folder/PREVIOUS):
-        try: return f"{path} keeps epoch {read_checkpoint(path)[1]['epoch']}; the same call goes on from there."
-        except DataError: continue  # the next run names what is wrong with it
+        try:
+            return f"{path} keeps epoch {read_checkpoint(path)[1]['epoch']}; the same call goes on from there."
+        except DataError:
+            continue  # the next run names what is wrong with it
     return "No checkpoint was written yet."
 
 def out_of_room(e: OSError, folder: Path) -> str:
     "What an error of the disk means for a run, in words."
-    why, remedy = ("The disk is full", "Free some space") if e.errno in FULL else (f"A file could not be read or written ({e})", "See to it")
+    why, remedy = (
+        ("The disk is full", "Free some space")
+        if e.errno in FULL
+        else (f"A file could not be read or written ({e})", "See to it")
+    )
     return f"{why}: the run in {folder} stopped. {describe_saved(folder)} {remedy} and run again."
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -167,16 +206,18 @@ def save_weights(model: nn.Module, path: Path) -> None:
 @locks_folder
 def train(
     models: Mapping[str, nn.Module],  # by name, as `build_models` leaves them; trained side by side on the same batches
-    images: Images,                   # to train on
+    images: Images,  # to train on
     cfg: Config,
-    folder: str | Path,               # the run folder
-    evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,  # (model, epoch) -> figures for its row in metrics.csv
+    folder: str | Path,  # the run folder
+    evaluate: Callable[[nn.Module, int], dict[str, float]]
+    | None = None,  # (model, epoch) -> figures for its row in metrics.csv
     draw: Callable[[Mapping[str, nn.Module], int], None] | None = None,  # (models, epoch), at `grid_epochs`
-    checkpoint_seconds: float = 60,   # the least time between checkpoints; 0: after every epoch
+    checkpoint_seconds: float = 60,  # the least time between checkpoints; 0: after every epoch
     log: Callable[[dict[str, Any]], None] | None = None,  # given each row that goes to metrics.csv, for a tracker
     objective: Objective | None = None,  # what to minimise; `None`: what the config says
 ) -> None:
-    "Train the models and leave metrics, config and weights in `folder`; goes on from a checkpoint. Raises `TrainingError`."
+    """Train the models and leave metrics, config and weights in `folder`; goes on from a checkpoint. Raises
+    `TrainingError`."""
     folder, images, dist = Path(folder), images.to(cfg.device), join(cfg.device)
     if dist.count > 1: refuse_whole_batch(cfg, models)
     cfg.check_labels(images)
@@ -201,16 +242,21 @@ def train(
                     if log: log(row)
                     speed = dict(seconds=round(seconds, 4), images_per_s=round(len(images) / seconds, 1))
                     append_row(folder/"speed.csv", dict(model=name, epoch=epoch) | speed)
-                    bar.set_postfix_str(f"epoch {epoch}/{cfg.epochs}, {name} loss {row['train_loss']:.1f}", refresh=False)
+                    bar.set_postfix_str(
+                        f"epoch {epoch}/{cfg.epochs}, {name} loss {row['train_loss']:.1f}", refresh=False
+                    )
                 if not dist.main: continue
                 if draw and epoch in cfg.grid_epochs: draw(models, epoch)
                 if epoch == cfg.epochs or time.monotonic() - last_save >= checkpoint_seconds:
                     save_checkpoint(folder/CHECKPOINT, learners, cfg, digest, epoch)
                     last_save = time.monotonic()
-    except TrainingError as e: raise TrainingError(f"{e}: the run stopped. {stays()} A lower lr is the usual remedy.") from e
-    except ProcessError as e: raise TrainingError(f"{e} {stays()}") from e
+    except TrainingError as e:
+        raise TrainingError(f"{e}: the run stopped. {stays()} A lower lr is the usual remedy.") from e
+    except ProcessError as e:
+        raise TrainingError(f"{e} {stays()}") from e
     except KeyboardInterrupt:
-        if dist.main: print(f"\nStopped. {describe_saved(folder)}")
+        if dist.main:
+            print(f"\nStopped. {describe_saved(folder)}")
         raise
     if dist.main:
         for name, model in models.items(): save_weights(model, folder/f"{name}.safetensors")
@@ -225,11 +271,15 @@ def load_run(
     "The config and the trained models of a run folder. Raises `TrainingError`, and `ValueError` for the device."
     folder = Path(os.path.expanduser(folder))
     paths = [path for path in folder.glob("*.safetensors") if path.name not in (CHECKPOINT, PREVIOUS)]
-    if not paths: raise TrainingError(f"{folder} holds no trained model: weights are not in git, the run makes them again.")
+    if not paths:
+        raise TrainingError(f"{folder} holds no trained model: weights are not in git, the run makes them again.")
     place, config = find_device(device), read_config(folder)
-    if place.type != "cuda" and config.get("arithmetic") == "tf32": config["arithmetic"] = "float32"  # training is over
-    try: cfg = config_of(config | dict(device=str(place)))
-    except ConfigError as e: raise TrainingError(f"{folder/'config.json'} is not of this version: {e}") from e
+    if place.type != "cuda" and config.get("arithmetic") == "tf32":
+        config["arithmetic"] = "float32"  # training is over
+    try:
+        cfg = config_of(config | dict(device=str(place)))
+    except ConfigError as e:
+        raise TrainingError(f"{folder / 'config.json'} is not of this version: {e}") from e
     paths.sort(reverse=True)  # vae first
     models = {path.stem: build_model(cfg, gated=path.stem != "vae") for path in paths}
     for path in paths:
@@ -248,12 +298,14 @@ def finished_mark(folder: Path, images: Images) -> str:
     return f"{images.sha256()}  images\n{digest}  metrics.csv\n"
 
 def is_finished(folder: Path, images: Images, cfg: Config) -> bool:
-    "Whether a folder holds the finished run of a config on these images, on any device. Raises `TrainingError` if it holds another one, or a changed one."
+    """Whether a folder holds the finished run of a config on these images, on any device. Raises `TrainingError` if it
+    holds another one, or a changed one."""
     if not os.path.lexists(folder/FINISHED): return False
     refuse_other(folder, "a finished run", read_config(folder), cfg, ("device",))
-    try: mark, said = finished_mark(folder, images), (folder/FINISHED).read_bytes().decode(errors="replace")
+    try:
+        mark, said = finished_mark(folder, images), (folder / FINISHED).read_bytes().decode(errors="replace")
     except OSError as e:
-        what = f"{folder/FINISHED} cannot be read ({e.strerror})"
+        what = f"{folder / FINISHED} cannot be read ({e.strerror})"
         raise TrainingError(f"{what}: see to it, or choose another folder (out).") from e
     if said == mark.split()[0]: return True  # as it was before metrics were in it
     if other := [line.split()[1] for line in mark.splitlines() if line not in said.splitlines()]:
@@ -267,17 +319,21 @@ def train_or_load(
     cfg: Config,
     folder: str | Path,               # the run folder
     evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,  # as for `train`
-) -> bool:                            # whether training was needed
-    "Train the models in place, or give them the weights of a finished run of the same config and images. Raises `TrainingError`."
+) -> bool:  # whether training was needed
+    """Train the models in place, or give them the weights of a finished run of the same config and images. Raises
+    `TrainingError`."""
     folder = Path(os.path.expanduser(folder))
     weights = {name: folder/f"{name}.safetensors" for name in models}
     def found() -> dict[str, dict[str, torch.Tensor]] | None:
         "The weights of a finished run; `None`: there is none."
-        if not is_finished(folder, images, cfg) or not all(path.exists() for path in weights.values()): return None
+        if not is_finished(folder, images, cfg) or not all(path.exists() for path in weights.values()):
+            return None
         try:
             for name, path in weights.items(): load_weights(models[name], path)
             return {name: plain_state(model) for name, model in models.items()}
-        except DataError as e: raise TrainingError(f"{e} Bring the file back, or choose another folder (out).") from e
+        except DataError as e:
+            raise TrainingError(f"{e} Bring the file back, or choose another folder (out).") from e
+
     try:
         dist = join(cfg.device)
         states = dist.from_main(found)

@@ -45,9 +45,11 @@ def shipped(
     if is_folder(folder := named_folder(name)):
         missing = [file for file in ("config.json", WEIGHTS) if not (folder/file).exists()]
         if not missing: return str(folder)
-        if (folder/"metrics.csv").exists(): raise ValueError(f"{name} is the folder of a run: open it with load_run.")
+        if (folder / "metrics.csv").exists():
+            raise ValueError(f"{name} is the folder of a run: open it with load_run.")
         raise ValueError(f"{name} has no {missing[0]}: name a folder of save_pretrained (pickles are not opened).")
-    if os.path.isfile(folder): raise ValueError(f"{name} is a file: name a folder of save_pretrained.")
+    if os.path.isfile(folder):
+        raise ValueError(f"{name} is a file: name a folder of save_pretrained.")
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)): return str(name)
     raise ValueError(f"{name} is neither photos64, which ships, nor a folder, nor an owner/name on the Hub.")
 
@@ -111,12 +113,14 @@ def load_pretrained(
     "A trained model. Raises `ValueError`, `TypeError` for an unknown argument, `DataError` for damaged files."
     asked, own = dict(dtype=dtype, device=device), model_arguments(cls)
     asked |= {ALIASES.get(k, k): v for k, v in kwargs.items() if v is not None or k not in ALIASES}
-    if not asked.pop("strict", True): raise ValueError("strict must be True: no other model's weights are loaded.")
+    if not asked.pop("strict", True):
+        raise ValueError("strict must be True: no other model's weights are loaded.")
     refuse_unknown(f"{cls.__name__}.from_pretrained", asked, ["dtype", "device", *ALIASES, *HUB, *own])
     kind, place = find_dtype(asked.pop("dtype") or torch.float32), find_device(asked.pop("device") or "cpu")
     hub, source = {k: asked.pop(k) for k in HUB if k in asked}, shipped(cls, name)
     path = fetch(source, "config.json", **hub)
-    try: model = cls(**{k: v for k, v in json.loads(path.read_text("utf-8-sig")).items() if k in own} | asked)
+    try:
+        model = cls(**{k: v for k, v in json.loads(path.read_text("utf-8-sig")).items() if k in own} | asked)
     except (TypeError, AttributeError, RuntimeError, UnicodeError, json.JSONDecodeError) as e:
         with_these = f" with {asked}" if asked else ""
         raise DataError(f"{path} describes no {cls.__name__}{with_these} ({str(e).splitlines()[0]}).") from e
@@ -130,7 +134,8 @@ def save_pretrained(
     **kwargs: Any,                    # of the mixin's `save_pretrained` and `push_to_hub`
 ) -> str | None:                      # where it was sent
     "Leave config, weights and a model card in a folder. Raises `ValueError` or `TypeError` for arguments."
-    if not safe_serialization: raise ValueError("safe_serialization must be True: no pickles are written.")
+    if not safe_serialization:
+        raise ValueError("safe_serialization must be True: no pickles are written.")
     refuse_unknown("save_pretrained", kwargs, SENDING)
     for name, part in model.named_modules():
         if is_parametrized(part):

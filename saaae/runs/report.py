@@ -32,7 +32,9 @@ def published_curves(
     root, frames = Path(root or DATA/"published"), []
     for model in ("vae", "saaae"):
         e, l = (pd.read_csv(root/f"{model}_{kind}.csv").set_index("epoch") for kind in ("eval", "epoch_loss"))
-        frame = pd.DataFrame(dict(mse=e.sse_per_image_01, psnr_db=e.psnr_db, ssim=e.ssim, loss=l.batch_loss_mean * 20 / 5000))
+        frame = pd.DataFrame(
+            dict(mse=e.sse_per_image_01, psnr_db=e.psnr_db, ssim=e.ssim, loss=l.batch_loss_mean * 20 / 5000)
+        )
         frames.append(frame.assign(model=model).reset_index())
     return pd.concat(frames, ignore_index=True)
 
@@ -42,7 +44,11 @@ def plot_curves(
 ) -> Figure:
     "MSE, training loss and exact rate of each model against the epoch."
     fig, axes = plt.subplots(1, 3, figsize=(12, 3.6))
-    panels = {"mse": "MSE (SSE an image, [0, 1])", "train_loss": "training loss an image", "rate_bits": "rate (bits an image)"}
+    panels = {
+        "mse": "MSE (SSE an image, [0, 1])",
+        "train_loss": "training loss an image",
+        "rate_bits": "rate (bits an image)",
+    }
     for ax, (column, label) in zip(axes, panels.items()):
         for name, rows in metrics.groupby("model", sort=False):
             values = rows[["epoch", column]].replace(math.inf, math.nan).dropna()
@@ -52,7 +58,8 @@ def plot_curves(
                 seen = recorded[(recorded.model == name) & (recorded.epoch <= metrics.epoch.max())].dropna(subset=[old])
                 ax.plot(seen.epoch, seen[old], ":", color=COLOURS.get(name), label=f"{name.upper()}, recorded")
         ax.set(xlabel="epoch", title=label, yscale="linear" if column == "rate_bits" else "log")
-        for formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter): formatter("{x:g}")
+        for formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+            formatter("{x:g}")
         ax.grid(alpha=.3, which="both")
         ax.legend(fontsize=8)
     fig.tight_layout()
@@ -88,8 +95,15 @@ def summarise(
     passed = epochs_to_pass(metrics, metrics[metrics.model == "vae"].mse.dropna().iloc[-1])
     seen, rows = train.first(min(len(test), len(train))), []
     for name, model in models.items():
-        mse = dict(mse_mode=evaluate(model, test, cfg, sample=False, ssim=False)["mse"], train_mse=evaluate(model, seen, cfg, ssim=False)["mse"])
-        run = dict(epochs_to_vae_final_mse=passed[name], epochs=cfg.epochs, parameters=sum(p.numel() for p in model.parameters()))
+        mse = dict(
+            mse_mode=evaluate(model, test, cfg, sample=False, ssim=False)["mse"],
+            train_mse=evaluate(model, seen, cfg, ssim=False)["mse"],
+        )
+        run = dict(
+            epochs_to_vae_final_mse=passed[name],
+            epochs=cfg.epochs,
+            parameters=sum(p.numel() for p in model.parameters()),
+        )
         rows.append(dict(model=name, images=test.name, n=len(test)) | evaluate(model, test, cfg) | mse | run)
     return pd.DataFrame(rows).astype(dict(epochs_to_vae_final_mse="Int64"))
 
@@ -114,7 +128,10 @@ def to_markdown(
     "The table a person reads: one line a measure, one column a model."
     cell = lambda value, form: "never" if pd.isna(value) else form.format(value).replace("inf", "∞")
     lines = ["| | " + " | ".join(summary.model.str.upper()) + " |", "|---|" + "---:|" * len(summary)]
-    lines += ["| " + " | ".join([label, *(cell(v, form) for v in summary[name])]) + " |" for name, (label, form) in LABELS.items()]
+    lines += [
+        "| " + " | ".join([label, *(cell(v, form) for v in summary[name])]) + " |"
+        for name, (label, form) in LABELS.items()
+    ]
     first = summary.iloc[0]
     return "\n".join([*lines, "", f"Images: {first['images']}, {first['n']:,}. Epochs: {first['epochs']:,}."]) + "\n"
 

@@ -33,7 +33,8 @@ def gather(
 ) -> Images:
     "Images that are kept in memory."
     pixels, labels, groups = [], [], []
-    for picture, label, group in pictures: pixels.append(picture), labels.append(label), groups.append(group)
+    for picture, label, group in pictures:
+        pixels.append(picture), labels.append(label), groups.append(group)
     pixels = torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
     labels, groups = torch.tensor(labels).long(), torch.tensor(groups).long()
     return Images(pixels, labels, groups, tuple(about["classes"]), about["name"])
@@ -69,7 +70,12 @@ def cache_header(
     digest: str,             # SHA-256 of all bytes after the header
 ) -> bytes:
     "The first `HEAD` bytes of a cache file."
-    sizes = dict(pixels=("U8", [n, *shape], n * math.prod(shape)), about=("U8", [said], said), labels=("I64", [n], 8 * n), groups=("I64", [n], 8 * n))
+    sizes = dict(
+        pixels=("U8", [n, *shape], n * math.prod(shape)),
+        about=("U8", [said], said),
+        labels=("I64", [n], 8 * n),
+        groups=("I64", [n], 8 * n),
+    )
     entries, at = dict(__metadata__=dict(sha256=digest)), 0
     for name, (kind, dims, length) in sizes.items():
         entries[name], at = dict(dtype=kind, shape=dims, data_offsets=[at, at + length]), at + length
@@ -97,10 +103,14 @@ def write_cache(
         f.write(cache_header(len(labels), shape, len(said), digest.hexdigest()))
 
 def open_cache(path: Path) -> tuple[Images, dict[str, Any]] | None:
-    "The images of a cache file and what is said of them; `None` if there is no such file or it is not exactly what was written."
+    """The images of a cache file and what is said of them; `None` if there is no such file or it is not exactly what
+    was written."""
     try:
         with safetensors.safe_open(path, "pt") as f:
-            parts, digest = [f.get_tensor(name) for name in ("pixels", "about", "labels", "groups")], f.metadata()["sha256"]
+            parts, digest = (
+                [f.get_tensor(name) for name in ("pixels", "about", "labels", "groups")],
+                f.metadata()["sha256"],
+            )
         if parts[0].nbytes <= IN_MEMORY: parts = [part.clone() for part in parts]
         pixels, said, labels, groups = parts
         with open(path, "rb") as f: head = f.read(HEAD)
@@ -127,9 +137,11 @@ def read_cache(
     path: Path,
     key: str,  # of the source as it is now
 ) -> tuple[Images, dict[str, Any]] | None:
-    "The images of a cache file and what is said of them; `None` if they have to be made (again), with a warning if the file is damaged."
+    """The images of a cache file and what is said of them; `None` if they have to be made (again), with a warning if
+    the file is damaged."""
     found = open_cache(path)
-    if not found and path.exists(): warnings.warn(f"{path} is damaged and is made again.", stacklevel=2)
+    if not found and path.exists():
+        warnings.warn(f"{path} is damaged and is made again.", stacklevel=2)
     return found if found and found[1]["key"] == key else None
 
 @contextmanager
@@ -138,9 +150,13 @@ def one_maker(folder: Path) -> Iterator[bool]:  # whether another was waited for
     folder.mkdir(parents=True, exist_ok=True)
     f, waited = os.open(folder, os.O_RDONLY), False
     try:
-        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError: fcntl.flock(f, fcntl.LOCK_EX); waited = True
-        except OSError: pass  # a file system without locks: each process makes its own, and one of them stays
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fcntl.flock(f, fcntl.LOCK_EX)
+            waited = True
+        except OSError:
+            pass  # a file system without locks: each process makes its own, and one of them stays
         else:
             for part in folder.glob("*.part"): part.unlink()  # of a process that was killed
         yield waited
@@ -150,7 +166,7 @@ def cached(
     path: Path,
     key: str,  # of the source
     make: Callable[[], tuple[dict[str, Any], Pictures]],  # what `write_cache` takes
-    needed: bool = False,                                 # raise `OSError` if the cache cannot be written; else keep the images in memory
+    needed: bool = False,  # raise `OSError` if the cache cannot be written; else keep the images in memory
 ) -> tuple[Images, dict[str, Any]]:
     "The images of a cache file, which is made if it isn't there, and what is said of them."
     if found := read_cache(path, key): return found
@@ -161,7 +177,12 @@ def cached(
             if found := read_cache(path, key): return found
         raise OSError(errno.EIO, "what is read is not what was written")
     except OSError as e:
-        if needed: raise
-        warnings.warn(f"{path} cannot be written ({e.strerror or e}): the images are kept in memory and made again at the next start.", stacklevel=2)
+        if needed:
+            raise
+        warnings.warn(
+            f"{path} cannot be written ({e.strerror or e}): the images are kept in memory and made again at the next "
+            f"start.",
+            stacklevel=2,
+        )
     about, pictures = make()
     return gather(about, pictures), about

@@ -40,7 +40,8 @@ def atomic_file(
     path: str | Path,              # the file to write or replace
     previous: Path | None = None,  # where the file that was there goes; `None`: it is gone
 ) -> Iterator[io.BufferedWriter]:
-    "A file to write to that becomes `path` when all is written, or never does. Raises `OSError` (disk full, no permission) and then leaves `path` as it was."
+    """A file to write to that becomes `path` when all is written, or never does. Raises `OSError` (disk full, no
+    permission) and then leaves `path` as it was."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -77,7 +78,9 @@ def save_tensors(
     previous: Path | None = None,      # as for `atomic_write`
 ) -> None:
     "Write a safetensors file with its hash, whole or not at all. Raises `OSError`."
-    about = json.dumps(dict(about=about, sha256=tensors_sha256(tensors, about)))  # one entry: the order of several is chance
+    about = json.dumps(
+        dict(about=about, sha256=tensors_sha256(tensors, about))
+    )  # one entry: the order of several is chance
     atomic_write(path, safetensors.torch.save(tensors, dict(saaae=about)), previous)
 
 MAX_HEADER = 1_000_000  # bytes; a tensor's entry has about a hundred
@@ -90,48 +93,65 @@ def check_header(path: Path) -> None:
         if head[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
             raise DataError(f"{path} is a pickle, which can hold code, and not a safetensors file: it is not opened.")
         length = int.from_bytes(head, "little")
-        if length > min(size - 8, MAX_HEADER): raise DataError(f"{path} is damaged or no safetensors file: it says that its header has {length:,} bytes, and has {size:,} in all.")
-        try: header = json.loads(f.read(length))
-        except (ValueError, RecursionError) as e: raise DataError(f"{path} is damaged: its header cannot be read.") from e
+        if length > min(size - 8, MAX_HEADER):
+            raise DataError(
+                f"{path} is damaged or no safetensors file: it says that its header has {length:,} bytes, and has "
+                f"{size:,} in all."
+            )
+        try:
+            header = json.loads(f.read(length))
+        except (ValueError, RecursionError) as e:
+            raise DataError(f"{path} is damaged: its header cannot be read.") from e
     for name in header if isinstance(header, dict) else ():
         if name.startswith(("/", "\\", "~")) or ".." in re.split(r"[/\\]", name) or not name.isprintable():
             raise DataError(f"{path} is refused: {name!r} is a path and no name of weights.")
 
 def read_tensors(
     path: Path,  # a safetensors file, from `save_tensors` or elsewhere
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:  # tensors by name, and what is said about them; empty if the file is from elsewhere
-    "Read a safetensors file, and its hash if it has one. Raises `DataError` for a file that is none, or not what was written."
+) -> tuple[
+    dict[str, torch.Tensor], dict[str, Any]
+]:  # tensors by name, and what is said about them; empty if the file is from elsewhere
+    """Read a safetensors file, and its hash if it has one. Raises `DataError` for a file that is none, or not what was
+    written."""
     try:
         check_header(path)
         with safetensors.safe_open(path, "pt") as f:
             entries, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-        if "saaae" not in entries and not any('"sha256"' in v for v in entries.values()): return tensors, {}
+        if "saaae" not in entries and not any('"sha256"' in v for v in entries.values()):
+            return tensors, {}
         said = json.loads(entries["saaae"])
-        if tensors_sha256(tensors, said["about"]) != said["sha256"]: raise DataError(f"{path} is damaged: its content is not what was written.")
-    except (OSError, KeyError, TypeError, ValueError, RecursionError, safetensors.SafetensorError) as e: raise DataError(f"{path} cannot be read ({e}).") from e
+        if tensors_sha256(tensors, said["about"]) != said["sha256"]:
+            raise DataError(f"{path} is damaged: its content is not what was written.")
+    except (OSError, KeyError, TypeError, ValueError, RecursionError, safetensors.SafetensorError) as e:
+        raise DataError(f"{path} cannot be read ({e}).") from e
     return tensors, said["about"]
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     "The names and shapes in a safetensors file; no tensor is read. Raises `DataError`."
     try:
         check_header(path)
-        with safetensors.safe_open(path, "pt") as f: return {k: tuple(f.get_slice(k).get_shape()) for k in f.keys()}
-    except (OSError, ValueError, safetensors.SafetensorError) as e: raise DataError(f"{path} cannot be read ({e}).") from e
+        with safetensors.safe_open(path, "pt") as f:
+            return {k: tuple(f.get_slice(k).get_shape()) for k in f.keys()}
+    except (OSError, ValueError, safetensors.SafetensorError) as e:
+        raise DataError(f"{path} cannot be read ({e}).") from e
 
 def read_weights(
     path: str | Path,                 # a safetensors file
     like: dict[str, torch.Tensor],    # a model's state: names, shapes and types to expect
-) -> dict[str, torch.Tensor]:         # in the types of `like`
-    "A model's weights. Raises `DataError` for a file that is none, of another model, damaged, or with numbers that are not finite."
+) -> dict[str, torch.Tensor]:  # in the types of `like`
+    """A model's weights. Raises `DataError` for a file that is none, of another model, damaged, or with numbers that
+    are not finite."""
     shapes = read_shapes(Path(path))
     wrong = sorted(like.keys() ^ shapes.keys()) or [k for k in like if tuple(like[k].shape) != shapes[k]]
     if wrong: raise DataError(f"{path} has the weights of another model: {wrong[0]} differs.")
     weights = {}
     for name, t in read_tensors(Path(path))[0].items():
         kind = like[name].dtype
-        if t.dtype.is_floating_point != kind.is_floating_point or t.dtype.is_complex: raise DataError(f"{path} is refused: {name} is {t.dtype}, where the model has {kind}.")
+        if t.dtype.is_floating_point != kind.is_floating_point or t.dtype.is_complex:
+            raise DataError(f"{path} is refused: {name} is {t.dtype}, where the model has {kind}.")
         weights[name] = t.to(kind)
-        if not weights[name].isfinite().all(): raise DataError(f"{path} is refused: {name} is not finite.")
+        if not weights[name].isfinite().all():
+            raise DataError(f"{path} is refused: {name} is not finite.")
     return weights
 
 # %% ../../nbs/sources/files.ipynb #cell-14

@@ -50,8 +50,10 @@ def find_files(
             left.append(f"{folder} is left out: it links to a folder that is read already, or is around it.")
             continue
         seen.add(place)
-        try: names = sorted(os.listdir(folder))
-        except OSError as e: left.append(f"{folder} is left out: it cannot be opened ({e.strerror}).")
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError as e:
+            left.append(f"{folder} is left out: it cannot be opened ({e.strerror}).")
         else:
             for path in (folder/name for name in names if name[0] != "." and name.lower() not in NOT_MEANT):
                 suffix = path.suffix.lower()
@@ -59,7 +61,8 @@ def find_files(
                 elif not os.path.isfile(path):
                     left.append(f"{path} is left out: it {'links to nothing' if path.is_symlink() else 'is no file'}.")
                 elif suffix in suffixes: files.append(path)
-                elif (suffix or path.name.lower()) not in COMPANIONS: others[suffix or path.name] += 1
+                elif (suffix or path.name.lower()) not in COMPANIONS:
+                    others[suffix or path.name] += 1
     kinds = ", ".join(f"{n} {kind}" for kind, n in others.most_common(6)) + ", ..." * (len(others) > 6)
     return sorted(files), left + [f"Left out for their suffix in {root}: {kinds}."] * bool(others)
 
@@ -78,7 +81,8 @@ def split_name(
 def by_folder(root: Path, files: list[Path]) -> dict[str, list[Path]]:
     "Files by the first folder below `root`; those in `root` itself under an empty name."
     found = defaultdict(list)
-    for path in files: found[path.relative_to(root).parts[0] if path.parent != root else ""].append(path)
+    for path in files:
+        found[path.relative_to(root).parts[0] if path.parent != root else ""].append(path)
     return dict(found)
 
 def with_classes(root: Path, files: list[Path]) -> list[tuple[Path, str]]:
@@ -123,7 +127,8 @@ def split_images(
     if splits := split_folders(inner, found):
         own = {split: with_classes(inner/name, found.pop(name)) for split, name in splits.items()}
         rest = sum(map(len, found.values()))
-        if rest: left.append(f"{rest} images in {inner} are left out: they are beside {', '.join(splits.values())}.")
+        if rest:
+            left.append(f"{rest} images in {inner} are left out: they are beside {', '.join(splits.values())}.")
         return dict(train=own["train"], test=own["test"] if "test" in own else own["val"]), left
     alone = len(found) == 1 and "" not in found
     held_out = [name for name in found if split_name(name)[1] in ("val", "test")]
@@ -133,7 +138,8 @@ def split_images(
     for path, name in with_classes(inner if alone else root, files):
         seen[name] += 1
         drawn["test" if seen[name] % 6 == 0 else "train"].append((path, name))
-    if drawn["train"] and not drawn["test"]: drawn["test"].append(drawn["train"].pop())  # a handful: the last one
+    if drawn["train"] and not drawn["test"]:
+        drawn["test"].append(drawn["train"].pop())  # a handful: the last one
     return drawn, left
 
 # %% ../../nbs/sources/folder.ipynb #cell-12

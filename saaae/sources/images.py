@@ -52,7 +52,8 @@ def to_rgb(
         image = Image.fromarray((levels.clip(0, 65535) // 257).astype(np.uint8))
         if clear is not None: image.putalpha(Image.fromarray(levels != clear).convert("L"))
     if image.has_transparency_data: alpha = image.convert("RGBA").getchannel("A")
-    if image.mode not in COLOUR_SPACES: image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
+    if image.mode not in COLOUR_SPACES:
+        image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
     transform = srgb_transform(profile, image.mode) if profile else None
     if image.mode == "LAB": transform = transform or srgb_transform(None, "LAB")
     image = ImageCms.applyTransform(image, transform) if transform else image.convert("RGB")
@@ -83,7 +84,8 @@ def png_without(
         end = at + 12 + int.from_bytes(content[at:at + 4])
         kind, sum_ = content[at + 4:at + 8], content[end - 4:end]
         sound = zlib.crc32(content[at + 4:end - 4]) == int.from_bytes(sum_)
-        if kind[:1].isupper() or kind == b"tRNS" or kind in kept and sound: parts.append(content[at:end])
+        if kind[:1].isupper() or kind == b"tRNS" or kind in kept and sound:
+            parts.append(content[at:end])
         at = end
     return b"".join(parts)
 

@@ -22,5 +22,6 @@ def load_images(
     "Images by the name of their data set. Raises `DataError`, which says what is wrong and what to do."
     if dataset == "photos64": return photos64(split, n, size)
     if dataset == "stl10": return stl10(split, size).first(n)
-    if not is_folder(dataset): raise DataError(f"dataset: {dataset[:200]!r} is neither photos64 nor stl10 nor a folder.")
+    if not is_folder(dataset):
+        raise DataError(f"dataset: {dataset[:200]!r} is neither photos64 nor stl10 nor a folder.")
     return folder_images(dataset, split, size).first(n)

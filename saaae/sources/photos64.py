@@ -23,7 +23,8 @@ def box_weights(
     source: int,  # pixels in
     size: int,    # pixels out, at most `source`
 ) -> np.ndarray:  # float64 `[size, source]`, whole numbers
-    "How much of each source pixel falls into each output pixel, in units of 1/`size` source pixel; each row sums to `source`."
+    """How much of each source pixel falls into each output pixel, in units of 1/`size` source pixel; each row sums to
+    `source`."""
     start, cell = np.arange(size)[:, None] * source, np.arange(source)[None] * size
     return np.maximum(0., np.minimum(start + source, cell + size) - np.maximum(start, cell))
 
@@ -42,8 +43,10 @@ def load_photographs(
     root: Path,  # the folder with `photographs.csv`
     split: str,  # train or test
 ) -> tuple[list[dict[str, Any]], list[np.ndarray]]:  # rows of photographs.csv, and uint8 `[3, h, w]` each
-    "The photographs of a split; each is checked against the hash of its pixels. Raises `DataError` if one is missing or differs."
-    with open(root/"photographs.csv", newline="") as f: rows = [r for r in csv.DictReader(f) if r["split"] == split]
+    """The photographs of a split; each is checked against the hash of its pixels. Raises `DataError` if one is missing
+    or differs."""
+    with open(root / "photographs.csv", newline="") as f:
+        rows = [r for r in csv.DictReader(f) if r["split"] == split]
     photographs = []
     for row in rows:
         pixels = np.asarray(read_image(root/"photographs"/row["file"]))
@@ -84,7 +87,10 @@ def cut_crops(
     "Cut `n` crops with content from the photographs of a split, dealt round them in turn."
     rows, photographs = load_photographs(root, split)
     classes, rng = sorted({r["class"] for r in rows}), np.random.RandomState(sorted(N_CROPS).index(split))
-    crops = ((random_crop(photographs[g], size, rng), classes.index(rows[g]["class"]), g) for g in (i % len(rows) for i in range(n)))
+    crops = (
+        (random_crop(photographs[g], size, rng), classes.index(rows[g]["class"]), g)
+        for g in (i % len(rows) for i in range(n))
+    )
     return dict(classes=classes, name=f"photos64 {split}"), crops
 
 # %% ../../nbs/sources/photos64.ipynb #cell-17
@@ -99,7 +105,8 @@ def photos64(
     if not (root/"photographs.csv").exists():
         raise DataError(f"photos64 is not in {root}: run from a clone, or name the `data` folder of one in SAAAE_DATA.")
     check_split(split)
-    if n is not None and n > 10**6: raise DataError(f"photos64 gives at most a million crops, not {n}.")
+    if n is not None and n > 10**6:
+        raise DataError(f"photos64 gives at most a million crops, not {n}.")
     if not 1 <= size <= 64: raise DataError(f"photos64 gives crops of 1 to 64 pixels, not {size}.")
     files = [root/"photographs.csv", *sorted((root/"photographs").glob("*"))]
     path, key, whole = cache_path(root, split, size), source_key(root, files, split, size), N_CROPS[split]

@@ -89,4 +89,5 @@ def stl10(
     check_split(split, ("train", "test", "unlabeled"))
     root = Path(root or DATA/"STL10")
     make = lambda: resize_stl10(root, split, size)
-    with stl10_errors(root): return cached(root/f"{split}_{size}.safetensors", "", make, needed=True)[0]
+    with stl10_errors(root):
+        return cached(root / f"{split}_{size}.safetensors", "", make, needed=True)[0]

@@ -19,11 +19,15 @@ def add_fields(train: argparse.ArgumentParser) -> None:
     "Give the command `train` an option for each field of `Config`, with the comment beside it as its help."
     from saaae.lab.controls import PRESETS
     from saaae.tools.commands import field_help  # only here: `--help` and `--version` need no torch
-    train.add_argument("--preset", default="quick", help=f"where values come from: {', '.join(PRESETS)} (default: quick)")
+
+    train.add_argument(
+        "--preset", default="quick", help=f"where values come from: {', '.join(PRESETS)} (default: quick)"
+    )
     own = train.add_argument_group("parameters, instead of the preset's values")
     for name, text in field_help().items():
         options = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
-        if name != "preset": own.add_argument(*options, dest=name, metavar="VALUE", help=text.replace("%", "%%"))
+        if name != "preset":
+            own.add_argument(*options, dest=name, metavar="VALUE", help=text.replace("%", "%%"))
 
 # %% ../../nbs/tools/cli.ipynb #cell-06
 def parser(
@@ -31,27 +35,47 @@ def parser(
 ) -> argparse.ArgumentParser:
     "The command line."
     about = dict(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    top = argparse.ArgumentParser("saaae", description="Self-attention anchored VAE: train, evaluate, reconstruct, look into runs.", epilog=EXIT_CODES, **about)
+    top = argparse.ArgumentParser(
+        "saaae",
+        description="Self-attention anchored VAE: train, evaluate, reconstruct, look into runs.",
+        epilog=EXIT_CODES,
+        **about,
+    )
     top.add_argument("--version", action="version", version=f"saaae {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND", dest="command")
     def command(name, summary, example):
-        return commands.add_parser(name, help=summary, description=summary, epilog=f"example: saaae {name} {example}", **about)
-    p = command("train", "train VAE and SAAAE side by side on the same images", "--dataset holiday/ --epochs 10 --out runs/holiday")
-    p.add_argument("--out", required=True, metavar="FOLDER", help="the run folder; a run that was stopped goes on there")
+        return commands.add_parser(
+            name, help=summary, description=summary, epilog=f"example: saaae {name} {example}", **about
+        )
+
+    p = command(
+        "train",
+        "train VAE and SAAAE side by side on the same images",
+        "--dataset holiday/ --epochs 10 --out runs/holiday",
+    )
+    p.add_argument(
+        "--out", required=True, metavar="FOLDER", help="the run folder; a run that was stopped goes on there"
+    )
     if fields: add_fields(p)
     p = command("evaluate", "figures of a trained model on held-out images", "photos64 --dataset holiday/")
     p.add_argument("model", metavar="MODEL", help="photos64, or the folder of a run")
-    p.add_argument("--dataset", metavar="DATASET", help="photos64, stl10 or a folder, whose test images are taken: those in test/, or every sixth (default: that of the training)")
+    p.add_argument(
+        "--dataset",
+        metavar="DATASET",
+        help="photos64, stl10 or a folder, whose test images are taken: those in test/, or every sixth (default: that "
+             "of the training)",
+    )
     p = command("reconstruct", "rebuild every image of a folder", "holiday/ --out rebuilt/ --rate 60")
     p.add_argument("folder", metavar="FOLDER", help="a folder of images, of any size")
     p.add_argument("--out", required=True, metavar="FOLDER", help="where reconstructions go")
     p.add_argument("--model", default="photos64", help="photos64 (default), or the folder of a run")
     p.add_argument("--which", default="saaae", help="which model of it: saaae (default) or vae")
-    p.add_argument("--rate", type=float, metavar="BITS", help="the budget of each image (default: what the model takes)")
+    p.add_argument(
+        "--rate", type=float, metavar="BITS", help="the budget of each image (default: what the model takes)"
+    )
     p = command("info", "what a run was and how far it came", "photos64")
     p.add_argument("model", metavar="MODEL", help="photos64, or the folder of a run")
     return top
-
 
 # %% ../../nbs/tools/cli.ipynb #cell-07
 def main(
@@ -64,16 +88,19 @@ def main(
         print(f"saaae: {empty} is empty: name one.", file=sys.stderr)
         return 1
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")  # a terminal that lacks an arrow is no reason to fail
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that lacks an arrow is no reason to fail
     warnings.formatwarning = lambda message, *_: f"{message}\n"
     from saaae.data import SaaaeError  # only here: it imports torch
     from saaae.tools import commands
     try:
-        with redirect_stdout(sys.stderr): result = commands.RUN[args.command](args)  # libraries' prints and progress are no results
+        with redirect_stdout(sys.stderr):
+            result = commands.RUN[args.command](args)  # libraries' prints and progress are no results
     except (SaaaeError, OSError) as e:
         print(f"saaae: {e}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt: return 130
+    except KeyboardInterrupt:
+        return 130
     if result: print(result)  # processes that only help have none
     return 0
 

@@ -31,11 +31,11 @@ from ..evaluation import evaluate
 from ..runs.report import LABELS, save_summary, summarise, to_markdown
 from ..models import SAAAE, VAE
 from ..runs.pretrained import PRETRAINED
-from ..runs.processes import ProcessError, join
+from ..runs.processes import join
 from ..reparameterization import RateError
 from ..lab.conditioned import CONDITIONED
 from ..lab.controls import PRESETS, LabConfig, LabFields, configure
-from ..config import Config, ConfigError, Fields
+from ..config import Config, Fields
 from ..training import TrainingError, build_models
 from ..runs.folder import load_run, run_folder, train_or_load
 from .watching import NothingYet, whole_rows
@@ -50,7 +50,8 @@ def model_folder(
 ) -> Path:        # where config and metrics are
     "The folder behind a model's name. Raises `CommandError`."
     folder = PRETRAINED/name if name.isidentifier() and (PRETRAINED/name/"run.json").exists() else Path(name)
-    if not folder.is_dir(): raise CommandError(f"{name} is neither photos64 nor the folder of a run.")
+    if not folder.is_dir():
+        raise CommandError(f"{name} is neither photos64 nor the folder of a run.")
     return folder
 
 def described(
@@ -61,7 +62,9 @@ def described(
     try:
         content = json.loads(path.read_text())
         return {k: dict(content[k]) for k in ("config", "git", "versions", "machine")}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e: raise CommandError(f"{folder} is not the folder of a run: its {path.name} cannot be read.") from e
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
+        raise CommandError(f"{folder} is not the folder of a run: its {path.name} cannot be read.") from e
+
 
 def open_models(
     name: str,                              # photos64, or the folder of a run
@@ -74,9 +77,11 @@ def open_models(
         cfg = configure(**config | dict(device="auto"))
         name = folder.resolve().name
         return cfg, {kind.__name__.lower(): kind.from_pretrained(name, device=cfg.device) for kind in (VAE, SAAAE)}
-    except (safetensors.SafetensorError, KeyError) as e: raise CommandError(f"The weights in {folder} cannot be read: {e}.") from e
+    except (safetensors.SafetensorError, KeyError) as e:
+        raise CommandError(f"The weights in {folder} cannot be read: {e}.") from e
     except RuntimeError as e:
-        if isinstance(e, TrainingError): raise
+        if isinstance(e, TrainingError):
+            raise
         raise CommandError(f"The weights in {folder} are not of the model that its config describes.") from e
 
 # %% ../../nbs/tools/commands.ipynb #cell-10
@@ -86,7 +91,10 @@ def images_of(
 ) -> Images:
     "The images that a config names. Raises `CommandError` or `DataError`."
     if cfg.dataset == "photos64" and not (DATA/"photos64").is_dir():
-        raise CommandError("The photographs of photos64 are in the repository, not in the package: give a folder of your own images with --dataset FOLDER.")
+        raise CommandError(
+            "The photographs of photos64 are in the repository, not in the package: give a folder of your own images "
+            "with --dataset FOLDER."
+        )
     return load_images(cfg.dataset, split, cfg.image_size, cfg.train_images if split == "train" else cfg.test_images)
 
 # %% ../../nbs/tools/commands.ipynb #cell-12
@@ -107,10 +115,18 @@ def to_value(
 
 def run_train(args: argparse.Namespace) -> str:
     "Train VAE and SAAAE side by side and leave a run folder; goes on where a run was stopped."
-    cfg = configure(args.preset, **{f.name: to_value(text, f.type) for f in fields(LabConfig) if (text := getattr(args, f.name)) is not None and f.name != "preset"})
+    cfg = configure(
+        args.preset,
+        **{
+            f.name: to_value(text, f.type)
+            for f in fields(LabConfig)
+            if (text := getattr(args, f.name)) is not None and f.name != "preset"
+        },
+    )
     folder = run_folder(args.out, cfg)
     dist = join(cfg.device)
-    with dist.in_turn(): train_images, test = images_of(cfg, "train"), images_of(cfg, "test") if cfg.held_out else None
+    with dist.in_turn():
+        train_images, test = images_of(cfg, "train"), images_of(cfg, "test") if cfg.held_out else None
     if test is None: test = train_images.first(min(256, len(train_images)))
     models = build_models(cfg)
     train_or_load(models, train_images, cfg, folder, lambda model, epoch: evaluate(model, test, cfg, ssim=False))
@@ -123,13 +139,23 @@ def run_train(args: argparse.Namespace) -> str:
 def run_evaluate(args: argparse.Namespace) -> str:
     "Figures of a model's VAE and SAAAE on held-out images."
     cfg, models = open_models(args.model)
-    cfg = configure(**asdict(cfg) | dict(dataset=args.dataset or cfg.dataset, train_images=None, test_images=None if args.dataset else cfg.test_images))
+    cfg = configure(
+        **asdict(cfg)
+        | dict(
+            dataset=args.dataset or cfg.dataset,
+            train_images=None,
+            test_images=None if args.dataset else cfg.test_images,
+        )
+    )
     images = images_of(cfg, "test")
-    if cfg.classes and (most := int(images.labels.max())) >= cfg.classes: raise CommandError(f"{args.model} was told {cfg.classes} classes, and {images.name} has {most + 1}.")
+    if cfg.classes and (most := int(images.labels.max())) >= cfg.classes:
+        raise CommandError(f"{args.model} was told {cfg.classes} classes, and {images.name} has {most + 1}.")
     rows = {name: evaluate(model, images, cfg) for name, model in tqdm(models.items(), "evaluating", file=sys.stderr)}
     lines = [f"{label:<55}" + "".join(f"{form.format(figures[name]):>12}" for figures in rows.values())
              for name, (label, form) in LABELS.items() if name in next(iter(rows.values()))]
-    return "\n".join([f"{'':<55}" + "".join(f"{name:>12}" for name in rows), *lines, f"{images.name}, {len(images):,} images"])
+    return "\n".join(
+        [f"{'':<55}" + "".join(f"{name:>12}" for name in rows), *lines, f"{images.name}, {len(images):,} images"]
+    )
 
 # %% ../../nbs/tools/commands.ipynb #cell-17
 def check_output(
@@ -137,7 +163,9 @@ def check_output(
     out: Path,     # and go there
 ) -> None:
     "Raise `CommandError` if results would lie among the images: the next call would read them."
-    if out.resolve().is_relative_to(folder.resolve()): raise CommandError(f"--out must be outside of {folder}, not {out}.")
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise CommandError(f"--out must be outside of {folder}, not {out}.")
+
 
 @torch.no_grad()
 def run_reconstruct(args: argparse.Namespace) -> str:
@@ -146,37 +174,64 @@ def run_reconstruct(args: argparse.Namespace) -> str:
     if not folder.is_dir(): raise CommandError(f"{folder} is not a folder.")
     check_output(folder, out)
     cfg, models = open_models(args.model)
-    if args.which not in models: raise CommandError(f"{args.model} holds {' and '.join(models)}, not {args.which}: choose with --which.")
-    if isinstance(models[args.which], CONDITIONED): raise CommandError(f"{args.model} must be told more than the image (a class or a rate), which this command cannot do.")
-    model, shape = models[args.which].eval(), v2.Compose([v2.Resize(cfg.image_size), v2.CenterCrop(cfg.image_size), v2.PILToTensor()])
+    if args.which not in models:
+        raise CommandError(f"{args.model} holds {' and '.join(models)}, not {args.which}: choose with --which.")
+    if isinstance(models[args.which], CONDITIONED):
+        raise CommandError(
+            f"{args.model} must be told more than the image (a class or a rate), which this command cannot do."
+        )
+    model, shape = (
+        models[args.which].eval(),
+        v2.Compose([v2.Resize(cfg.image_size), v2.CenterCrop(cfg.image_size), v2.PILToTensor()]),
+    )
     rows, paths = [], [path for path, _ in find_images(folder)]
     for path in tqdm(paths, "reconstructing", file=sys.stderr):
         try: x = normalize(shape(read_image(path))[None]).to(cfg.device)
-        except DataError as e: print(f"skipped: {e}", file=sys.stderr); continue
+        except DataError as e:
+            print(f"skipped: {e}", file=sys.stderr)
+            continue
         noise = torch.Generator(cfg.device).manual_seed(0)  # of this file alone: its neighbours change nothing
-        try: r, name = model.reconstruct(x, args.rate, generator=noise), f"{path.relative_to(folder)}.png"
-        except RateError as e: print(f"skipped: {path}: {e}", file=sys.stderr); continue
+        try:
+            r, name = model.reconstruct(x, args.rate, generator=noise), f"{path.relative_to(folder)}.png"
+        except RateError as e:
+            print(f"skipped: {path}: {e}", file=sys.stderr)
+            continue
         x_hat, clean = to_unit(r.x_hat).clamp(0, 1), to_unit(x)
         (out/name).parent.mkdir(parents=True, exist_ok=True)
         save_image(x_hat, out/name)
-        rows.append(dict(file=name, psnr_db=peak_signal_noise_ratio(x_hat, clean, data_range=1.).item(), rate_bits=r.rate_bits.item()))
+        rows.append(
+            dict(
+                file=name,
+                psnr_db=peak_signal_noise_ratio(x_hat, clean, data_range=1.0).item(),
+                rate_bits=r.rate_bits.item(),
+            )
+        )
     if not rows: raise CommandError(f"{folder} has no image that could be rebuilt.")
     table = pd.DataFrame(rows)
     atomic_write(out/"reconstructions.csv", table.round(4).to_csv(index=False).encode(errors="surrogateescape"))
-    return (f"{len(table)} of {len(paths)} images in {out}: PSNR {table.psnr_db.mean():.2f} dB, {table.rate_bits.mean():.1f} bits an image on average.")
+    return (f"{len(table)} of {len(paths)} images in {out}: PSNR {table.psnr_db.mean():.2f} dB, "
+            f"{table.rate_bits.mean():.1f} bits an image on average.")
 
 # %% ../../nbs/tools/commands.ipynb #cell-20
 def progress(folder: Path, epochs: int) -> list[str]:  # a line a model
     "How far a run came, and its last figures. Raises `CommandError`."
-    if not (folder/"metrics.csv").exists() or len((folder/"metrics.csv").read_bytes().splitlines()) < 2: return []
+    if not (folder / "metrics.csv").exists() or len((folder / "metrics.csv").read_bytes().splitlines()) < 2:
+        return []
     try: rows = whole_rows(folder)
     except NothingYet as e: raise CommandError(str(e)) from e
     cond = []
     for name, own in rows.groupby("model", sort=False):
-        line, measured = f"{name:<9} epoch {own.epoch.max()} of {epochs}", own.dropna(subset=[c for c in ("mse",) if c in own])
+        line, measured = (
+            f"{name:<9} epoch {own.epoch.max()} of {epochs}",
+            own.dropna(subset=[c for c in ("mse",) if c in own]),
+        )
         if "mse" in own and len(measured):
             at = measured.iloc[-1]
-            line += f"; at epoch {at.epoch:.0f}: " + ", ".join(f"{LABELS[c][0].split(' ↓')[0].split(' ↑')[0]} {LABELS[c][1].format(at[c])}" for c in ("mse", "psnr_db", "rate_bits") if c in at)
+            line += f"; at epoch {at.epoch:.0f}: " + ", ".join(
+                f"{LABELS[c][0].split(' ↓')[0].split(' ↑')[0]} {LABELS[c][1].format(at[c])}"
+                for c in ("mse", "psnr_db", "rate_bits")
+                if c in at
+            )
         cond.append(line)
     return cond
 
@@ -184,14 +239,25 @@ def run_info(args: argparse.Namespace) -> str:
     "What a run was, how far it came, and its last figures."
     folder = model_folder(args.model)
     run = described(folder)
-    if missing := {"dataset", "image_size", "seed", "epochs"} - set(run["config"]): raise CommandError(f"{folder} is not the folder of a run: its config has no {sorted(missing)[0]}.")
+    if missing := {"dataset", "image_size", "seed", "epochs"} - set(run["config"]):
+        raise CommandError(f"{folder} is not the folder of a run: its config has no {sorted(missing)[0]}.")
     config, git, machine = run["config"], run["git"], run["machine"]
     defaults = {f.name: f.default for f in fields(LabConfig)} | PRESETS.get(config.get("preset"), {})
-    changed = [f"{k} = {v}" for k, v in config.items() if k not in ("preset", "device", "grid_epochs") and k in defaults and v != defaults[k]]
+    changed = [
+        f"{k} = {v}"
+        for k, v in config.items()
+        if k not in ("preset", "device", "grid_epochs") and k in defaults and v != defaults[k]
+    ]
     commit = (git.get("commit") or "unknown") + (", with changes" if git.get("modified") else "")
-    lines = [f"folder    {folder}", f"preset    {config.get('preset')}" + (f" with {', '.join(changed)}" if changed else ""),
-             f"images    {config['dataset']}, {config['image_size']}x{config['image_size']}", f"seed      {config['seed']}", f"commit    {commit}",
-             f"versions  {', '.join(f'{k} {v}' for k, v in run['versions'].items())}", f"machine   {machine.get('device')}, {machine.get('threads')} thread(s)"]
+    lines = [
+        f"folder    {folder}",
+        f"preset    {config.get('preset')}" + (f" with {', '.join(changed)}" if changed else ""),
+        f"images    {config['dataset']}, {config['image_size']}x{config['image_size']}",
+        f"seed      {config['seed']}",
+        f"commit    {commit}",
+        f"versions  {', '.join(f'{k} {v}' for k, v in run['versions'].items())}",
+        f"machine   {machine.get('device')}, {machine.get('threads')} thread(s)",
+    ]
     lines += progress(folder, config["epochs"])
     weights = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.safetensors"))
     return "\n".join([*lines, f"weights   {', '.join(weights) or 'none here'}"])
