@@ -156,6 +156,7 @@ class AnchoredEncode(Anchored):
         _, logvar, with_logvar = split_code(super().encode(x, *args, **kwargs))
         return with_logvar(logvar + 2 * self.anchor(x).log())
 
+# %% ../nbs/07_anchoring.ipynb #97292f44
 class AnchoredEncoder(Anchored):
     "An encoder, called as a module, that reports the gated variance."
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> object:
@@ -194,6 +195,7 @@ def make_empty(
     "An anchored model without content, for copies and pickles to fill."
     return object.__new__(anchored(cls))
 
+# %% ../nbs/07_anchoring.ipynb #7eafed7a
 def attach(
     model: nn.Module,  # is changed
     gate: Anchor,
@@ -235,6 +237,7 @@ def encoder_of(
         raise TypeError(f"{name} needs a method encode(x) -> (mu, logvar), or diffusers' or pythae's interface.")
     return part
 
+# %% ../nbs/07_anchoring.ipynb #a4f235c7
 @torch.no_grad()
 def try_out(
     model: nn.Module,
@@ -267,6 +270,7 @@ def passes_by(
 
 _VAE = TypeVar("_VAE", bound=nn.Module)
 
+# %% ../nbs/07_anchoring.ipynb #71eec718
 def anchor(
     vae: _VAE,  # ours, diffusers', pythae's, or any with encode(x) -> (mu, ln sigma^2)
     attention: str

@@ -34,6 +34,7 @@ def room(device: str | torch.device) -> float:
     device = torch.device(device)
     return torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else math.inf
 
+# %% ../nbs/00_data.ipynb #68c772be
 @dataclass(frozen=True)
 class Images:
     """Images in memory or mapped from a file: `pixels` uint8 `[n, 3, h, w]`, `labels` and `groups` (source photograph)
@@ -156,6 +157,7 @@ def batches(
     "The images, batch by batch."
     for index in batch_indices(images, batch_size, seed, epoch): yield batch_at(images, index)[0]
 
+# %% ../nbs/00_data.ipynb #d73db436
 def label_batches(
     images: Images,
     batch_size: int,              # as for `batches`

@@ -123,6 +123,7 @@ class AnchoredGaussian:
         "q^t p^(1-t) in each dimension."
         return TemperedGaussian(self.mu, self.logvar + 2 * self.gate.log(), t, hold_mean)
 
+# %% ../nbs/02_reparameterization.ipynb #5fba1a87
 KL_KINDS = ("full", "decoupled", "decoupled_hard", "exact")
 
 # %% ../nbs/02_reparameterization.ipynb #cell-30

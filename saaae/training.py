@@ -138,6 +138,7 @@ def generator(cfg: Config, stream: str, epoch: int) -> torch.Generator:
     "A generator on the config's device, seeded for a purpose and an epoch."
     return torch.Generator(cfg.device).manual_seed(stream_seed(cfg.seed, stream, epoch))
 
+# %% ../nbs/04_training.ipynb #6ca77bbb
 def training_batches(
     images: Images,     # to train on, on the config's device
     cfg: Config,

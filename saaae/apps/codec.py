@@ -67,6 +67,7 @@ def quantise(
         index, best = torch.where(cost < best, tried, index), torch.minimum(cost, best)
     return index
 
+# %% ../../nbs/apps/codec.ipynb #d5834073
 def frequencies(
     index: torch.Tensor,  # int64 `[n, d]`, the points that training images chose
 ) -> torch.Tensor:        # int32 `[d, 255]`, sums to `TOTAL` in each dimension
@@ -271,7 +272,7 @@ def refuse_conditioned(cfg: LabConfig) -> None:
             "a model that is told a class or a precision has no codec: use one with multirate 'tempered' and classes 0."
         )
 
-
+# %% ../../nbs/apps/codec.ipynb #54c68160
 def fit_codec(
     model: SAAAE,     # trained
     cfg: Config,
@@ -335,7 +336,7 @@ def check_codec(
     if (tensors["frequency"] < 0).any() or (tensors["frequency"].sum(2) != TOTAL).any():
         raise CodecError(f"frequency must be 0 or more, {TOTAL:,} in all")
 
-
+# %% ../../nbs/apps/codec.ipynb #0960cad7
 def read_codec(path: Path) -> Codec:
     "A codec file. Raises `CodecError` if it is none, damaged, or not whole."
     try:
@@ -458,6 +459,7 @@ def convert(
     atomic_write(path, content)
     return len(content)
 
+# %% ../../nbs/apps/codec.ipynb #cb4fff8c
 def convert_folder(
     model: Path,              # see `load_codec`
     source: str | Path,       # a folder
@@ -491,6 +493,7 @@ def convert_folder(
     )
     return refused
 
+# %% ../../nbs/apps/codec.ipynb #aba81d67
 def main(
     given: list[str] | None = None,  # `None`: the command line
 ) -> int:                            # exit status: 0 only if all went well

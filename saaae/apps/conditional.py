@@ -148,6 +148,7 @@ def by_class(
     rows = torch.cat([make(c, where) for c, where in places])
     return rows[torch.cat([where for _, where in places]).argsort().to(rows.device)]
 
+# %% ../../nbs/apps/conditional.ipynb #67fe7552
 def fit_priors(
     points: torch.Tensor,                  # `[n, d]`
     labels: torch.Tensor,                  # int64 `[n]`
@@ -205,6 +206,7 @@ def mean_sampler(train: Images) -> Sampler:
     means = mean_pictures(train)
     return lambda labels, generator: means[labels]
 
+# %% ../../nbs/apps/conditional.ipynb #fd09e44b
 def copy_sampler(train: Images) -> Sampler:
     "Training images of the class, taken as they are."
     def copies(labels, generator):
@@ -254,6 +256,7 @@ def between(
         found.append(to_unit(model.decoder[1:](model.decoder[0](code) * (1 + scale) + shift)).cpu())
     return torch.cat(found)
 
+# %% ../../nbs/apps/conditional.ipynb #e8219a39
 def other_labels(
     labels: torch.Tensor,  # int64 `[n]`
     classes: int,          # at least 2
@@ -300,6 +303,7 @@ class Classifier:
         "What each picture is taken for."
         return torch.from_numpy(self.model.predict(self.features(x)))
 
+# %% ../../nbs/apps/conditional.ipynb #9427f5a2
 def recalls(
     found: torch.Tensor,   # int64 `[n]`
     labels: torch.Tensor,  # int64 `[n]`

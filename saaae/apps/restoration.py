@@ -121,6 +121,7 @@ INPAINTERS = {  # functions of float64 `[h, w, 3]` in [0, 1] and bool `[h, w]`
     "mean_colour": mean_colour,
 }
 
+# %% ../../nbs/apps/restoration.ipynb #b2c02a25
 def pictures(x: torch.Tensor) -> Iterator[np.ndarray]:
     "Each image as float64 `[h, w, 3]`, as the libraries want them."
     yield from np.ascontiguousarray(to_float64(rearrange(x, "n c h w -> n h w c")))
@@ -201,7 +202,7 @@ def wavelet(noisy: np.ndarray, sigma: float, strength: float = 1.0, family: str 
             noisy, restoration.denoise_wavelet, 3, workers=1, func_kw=options, channel_axis=-1
         )
 
-
+# %% ../../nbs/apps/restoration.ipynb #a9124940
 def bm3d(noisy: np.ndarray, sigma: float, strength: float = 1.) -> np.ndarray:
     "Block matching and 3D filtering."
     library = tool("bm3d")
@@ -233,6 +234,7 @@ OPTIONS = dict(
     median=[dict(side=s) for s in (3, 5, 7)],
 )
 
+# %% ../../nbs/apps/restoration.ipynb #99632746
 def denoise(
     name: str,            # one of `DENOISERS`
     noisy: torch.Tensor,  # `[n, 3, h, h]`
@@ -313,6 +315,7 @@ def best_baseline(
     ]
     return rows.loc[rows.value.idxmax(), "method"]
 
+# %% ../../nbs/apps/restoration.ipynb #3320cd79
 def differences(
     by_image: pd.DataFrame,  # of `measured`, for all methods and settings
 ) -> dict[tuple[str, str, str, str], Effect]:  # (setting, method, reference, measure) -> method minus reference
@@ -375,7 +378,7 @@ def in_words(
         + "."
     )
 
-
+# %% ../../nbs/apps/restoration.ipynb #6265fd34
 def draw_strip(
     fig: Figure | SubFigure,
     rows: dict[str, torch.Tensor],  # name -> `[n, 3, h, h]` in [0, 1]

@@ -88,6 +88,7 @@ def bank_hashes(
     "What the results say they were taken with."
     return {kind: hashlib.sha256((Path(root or DATA/"masks")/f"{kind}.png").read_bytes()).hexdigest() for kind in KINDS}
 
+# %% ../../nbs/lab/masks.ipynb #28d3d4f2
 def read_bank(kind: str, root: Path | None = None) -> np.ndarray:
     "The masks of a kind, bool `[1024, 32, 32]`. Raises `DataError` if they are not there."
     path = Path(root or DATA/"masks")/f"{kind}.png"

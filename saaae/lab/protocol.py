@@ -85,6 +85,7 @@ def train_and_choose(
     rows = pd.read_csv(metrics)
     return rows.loc[rows.validation_mse.idxmin()]
 
+# %% ../../nbs/lab/protocol.ipynb #fdd99724
 def read_test_once(
     path: Path,                       # test.csv
     chosen: dict[str, tuple[Config, Path]],  # variant -> config and run folder

@@ -95,6 +95,7 @@ def rebuild(
         parts.append((part.x, (to_unit(x_hat) - to_unit(part.x)).square().sum(1, keepdim=True), q.rate_bits()))
     return dict(zip(("x", "error", "rate"), map(torch.cat, zip(*parts))))
 
+# %% ../../nbs/lab/rates.ipynb #df37487a
 def errors(
     r: dict[str, torch.Tensor],  # of `rebuild`
     mask: torch.Tensor,        # masks, bool `[n, 1, h, h]`
@@ -143,6 +144,7 @@ def sides(r: dict[str, torch.Tensor], region: torch.Tensor) -> dict[str, float]:
     }
     return {k: v.mean().item() for k, v in figures.items()}
 
+# %% ../../nbs/lab/rates.ipynb #4b79be19
 def region_rows(
     model: SAAAE,
     images: Images,
@@ -218,6 +220,7 @@ def precision_maps(model: SAAAE) -> dict[str, Callable[[AnchoredGaussian, torch.
     )
     return own | {"kl": lambda q, corrupted: q.kl_by_dimension("exact")}
 
+# %% ../../nbs/lab/rates.ipynb #ab8e2584
 def map_rows(
     model: SAAAE,
     train: Images,

@@ -39,6 +39,7 @@ def number(x: float) -> str:
     "Three digits, with a sign."
     return f"{x:+.3g}" if abs(x) < 1000 else f"{x:+.0f}"
 
+# %% ../../nbs/lab/statistics.ipynb #eb01be78
 def effect(
     a: np.ndarray,                # `[n]`: one value a seed (or photograph)
     b: np.ndarray | None = None,  # `[n]`: the same seeds; `None`: zeros
@@ -119,6 +120,7 @@ def gaps(
     at = lambda s: interpolate(rates.loc[s], errors.loc[s], rate[s]) if np.isfinite(rate[s]) else np.nan
     return pd.Series({s: error[s] - float(at(s)) for s in seeds}, dtype=float)
 
+# %% ../../nbs/lab/statistics.ipynb #795721c7
 def gaps_by_photograph(
     runs: pd.DataFrame,
     photographs: pd.DataFrame,  # columns variant, seed, group, and figures of `test`

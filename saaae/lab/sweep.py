@@ -95,6 +95,7 @@ def complete_runs(
     made |= {run: describe_variant(folder, *run) for run in finished_runs(folder)}
     return {run: made[run] for run in in_order(list(made))}
 
+# %% ../../nbs/lab/sweep.ipynb #b0b28cf5
 def run_config(
     line: dict[str, Any],  # of runs.jsonl
 ) -> dict[str, Any]:
@@ -132,6 +133,7 @@ def with_weights(
     bases = [(NEEDS[v], s) for v, s in missing if v == "finetuned_decoder"]
     return [run for run in bases if run not in missing and not weights(run).exists()] + missing
 
+# %% ../../nbs/lab/sweep.ipynb #5e323b60
 def sweep(
     client: Client,
     grid: list[tuple[str, int]],             # (variant, seed)

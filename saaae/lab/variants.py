@@ -76,9 +76,12 @@ VARIANTS = {
     "saaae_bank": (dict(noise_bank=True), "the method with the published noise"),
 }
 
+# %% ../../nbs/lab/variants.ipynb #e180ba87
 _flat, _spatial = dict(gate="off", t_range=8., beta=.25), dict(gate="off", latent="spatial", patches=0)
 _masked = dict(gate="off", latent="spatial", t_range=5., beta=1.5)
 _all_spatial = _masked | dict(patches=0)
+
+# %% ../../nbs/lab/variants.ipynb #31c2e33e
 PRECISION = {
     **{name: VARIANTS[name] for name in ("vae_beta_4", "vae", "vae_beta_0.25", "vae_beta_0.06")},
     **{f"vae_beta_{beta:g}": (dict(gate="off", beta=beta), "") for beta in (0.5, 0.125)},
@@ -130,6 +133,8 @@ PRECISION = {
         "the same with attention's weights feeding mu and logvar",
     ),
 }
+
+# %% ../../nbs/lab/variants.ipynb #19e76890
 TRIED = (
     "tempered_attention",
     "tempered_precision",

@@ -42,6 +42,7 @@ AIMS = {
     "foreground": lambda x, mask: foreground(x),
 }
 
+# %% ../../nbs/lab/weights.ipynb #1901ae44
 def aim_weights(
     aim: str,              # one of `AIMS`
     x: torch.Tensor,       # the clean images, `[b, 3, h, h]`

@@ -39,6 +39,7 @@ def anchor_path(
         raise FileNotFoundError(f"{what}. Load it with its own class, then anchor it.")
     return inside/ANCHOR
 
+# %% ../../nbs/runs/anchored.ipynb #b79fcb00
 def read_gate(
     path: Path,                          # of `save_pretrained`
     attention: nn.Module | None = None,  # a module like the one that was saved, if it was not a named one
@@ -87,6 +88,7 @@ def read_gate(
     gate.load_state_dict(weights)
     return gate
 
+# %% ../../nbs/runs/anchored.ipynb #aff3f3e3
 class Pretrained:
     "`save_pretrained` and `from_pretrained` of anchored models."
     def save_pretrained(

@@ -109,7 +109,7 @@ def differing(theirs: dict[str, Any], cfg: Config) -> list[str]:
         if k not in ours or theirs[k] != ours[k]
     ]
 
-
+# %% ../../nbs/runs/checkpoint.ipynb #bf75f1db
 def refuse_other(folder: Path, kind: str, theirs: dict[str, Any], cfg: Config, ignored: tuple[str, ...] = ()) -> None:
     "Raise `TrainingError` if the run in a folder is of another config, but for `ignored` fields."
     if wrong := [field for field in differing(theirs, cfg) if field.split()[0] not in ignored]:
@@ -150,6 +150,7 @@ def restore(file: Path, learners: dict[str, Learner], cfg: Config, images: str) 
         raise DataError(f"{table} is damaged: its rows up to epoch {last} are not those that were written.")
     return about["epoch"]
 
+# %% ../../nbs/runs/checkpoint.ipynb #a7e951fd
 def load_checkpoint(path: Path, learners: dict[str, Learner], cfg: Config, images: str) -> int:
     "Put all models back to the last good checkpoint; gives its epoch, or 0. Raises `TrainingError` if all are bad."
     faults = []

@@ -116,6 +116,7 @@ def lock_folder(folder: str | Path) -> Iterator[None]:
 
 _Run = TypeVar("_Run", bound=Callable[..., None])
 
+# %% ../../nbs/runs/folder.ipynb #22c09f8e
 def locks_folder(run: _Run) -> _Run:
     "`train`, with its folder held meanwhile by the process that writes; what stops one process stops all."
     @wraps(run)
@@ -138,6 +139,7 @@ def refuse_whole_batch(cfg: Config, models: Mapping[str, nn.Module]) -> None:
         what = " and ".join(whole)
         raise ConfigError(f"{what} cannot be computed by several processes, which share batches out: train on one.")
 
+# %% ../../nbs/runs/folder.ipynb #82f45564
 def start_run(folder: Path, learners: dict[str, Learner], cfg: Config, images: str) -> int:
     """Open a run folder: returns the epoch to go on from, with later rows dropped, or 0 with an earlier run's files
     removed. Raises `TrainingError`."""
@@ -162,6 +164,7 @@ def start_run(folder: Path, learners: dict[str, Learner], cfg: Config, images: s
         describe()
     return done
 
+# %% ../../nbs/runs/folder.ipynb #d30a5665
 def open_run(
     folder: Path, learners: dict[str, Learner], images: Images, cfg: Config, dist: Processes
 ) -> tuple[int, str]:
@@ -313,6 +316,7 @@ def is_finished(folder: Path, images: Images, cfg: Config) -> bool:
         raise TrainingError(f"{what}: bring that back, or choose another folder (out).")
     return True
 
+# %% ../../nbs/runs/folder.ipynb #89c8784b
 def train_or_load(
     models: Mapping[str, nn.Module],  # by name, as `build_models` leaves them
     images: Images,                   # to train on

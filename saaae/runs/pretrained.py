@@ -103,6 +103,7 @@ class Hub(PyTorchModelHubMixin, library_name="saaae", license="mit"):
         "As the model does it, which may have a gate to save as well."
         return self.model.save_pretrained(save_directory, **kwargs)
 
+# %% ../../nbs/runs/pretrained.ipynb #80b65d45
 def load_pretrained(
     cls: type[_VAE],
     name: str | Path,                          # photos64, which ships; a folder of `save_pretrained`; or on the Hub

@@ -30,7 +30,7 @@ def exchange() -> Iterator[None]:
     except RuntimeError as e:
         raise ProcessError("Another process of this run stopped; its own message says why.") from e
 
-
+# %% ../../nbs/runs/processes.ipynb #c2e4370f
 @dataclass(frozen=True)
 class Processes(Whole):
     "The processes of a run as one of them sees them; without any: a run on one."

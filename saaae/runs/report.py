@@ -38,6 +38,7 @@ def published_curves(
         frames.append(frame.assign(model=model).reset_index())
     return pd.concat(frames, ignore_index=True)
 
+# %% ../../nbs/runs/report.ipynb #6c1dd18b
 def plot_curves(
     metrics: pd.DataFrame,                 # metrics.csv
     recorded: pd.DataFrame | None = None,  # `published_curves()`, to lay under ours
@@ -107,6 +108,7 @@ def summarise(
         rows.append(dict(model=name, images=test.name, n=len(test)) | evaluate(model, test, cfg) | mse | run)
     return pd.DataFrame(rows).astype(dict(epochs_to_vae_final_mse="Int64"))
 
+# %% ../../nbs/runs/report.ipynb #bb428411
 LABELS = {
     "mse": ("MSE ↓", "{:.2f}"),
     "loss": ("KL + MSE ↓ (loss an image, squared error on [-1, 1])", "{:.1f}"),

@@ -81,6 +81,7 @@ def cache_header(
         entries[name], at = dict(dtype=kind, shape=dims, data_offsets=[at, at + length]), at + length
     return (HEAD - 8).to_bytes(8, "little") + json.dumps(entries).encode().ljust(HEAD - 8)
 
+# %% ../../nbs/sources/cache.ipynb #453a2ab7
 def write_cache(
     path: Path,
     about: dict[str, Any],  # classes and name, and what else is to be kept; read when all pictures are made
@@ -122,6 +123,7 @@ def open_cache(path: Path) -> tuple[Images, dict[str, Any]] | None:
         return Images(pixels, labels, groups, tuple(about["classes"]), about["name"]), about
     except (OSError, KeyError, ValueError, TypeError, safetensors.SafetensorError): return None
 
+# %% ../../nbs/sources/cache.ipynb #7e449331
 def load_cache(path: Path) -> Images | None:
     "The images of a cache file; `None` if there is no such file or it is not exactly what was written."
     found = open_cache(path)
@@ -162,6 +164,7 @@ def one_maker(folder: Path) -> Iterator[bool]:  # whether another was waited for
         yield waited
     finally: os.close(f)
 
+# %% ../../nbs/sources/cache.ipynb #5d6a6e8d
 def cached(
     path: Path,
     key: str,  # of the source

@@ -85,6 +85,7 @@ def save_tensors(
 
 MAX_HEADER = 1_000_000  # bytes; a tensor's entry has about a hundred
 
+# %% ../../nbs/sources/files.ipynb #07e86c65
 def check_header(path: Path) -> None:
     "Raise `DataError` unless a file begins as safetensors do, with names that are only names."
     with open(path, "rb") as f:
@@ -126,6 +127,7 @@ def read_tensors(
         raise DataError(f"{path} cannot be read ({e}).") from e
     return tensors, said["about"]
 
+# %% ../../nbs/sources/files.ipynb #038dc95b
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     "The names and shapes in a safetensors file; no tensor is read. Raises `DataError`."
     try:

@@ -36,6 +36,7 @@ def image_suffixes() -> set[str]:
     formats = Image.OPEN.keys() - NO_PIXELS | {"MPO"}  # of which JPEG's plugin takes the first image
     return {suffix for suffix, kind in suffixes.items() if kind in formats}
 
+# %% ../../nbs/sources/folder.ipynb #79134a0b
 def find_files(
     root: Path,
     suffixes: set[str],  # in lower case

@@ -120,6 +120,7 @@ def straight_line(cfg: LabConfig, pictures: np.ndarray) -> Callable[[], object]:
         return total
     return epoch
 
+# %% ../../nbs/tools/benchmark.ipynb #c1704f4c
 def resized(cfg: LabConfig, pictures: np.ndarray) -> Images:
     "The pictures at the size of training, as uint8, each a group of its own."
     resize = transforms.Resize((cfg.image_size, cfg.image_size))
@@ -195,6 +196,7 @@ def work() -> None:
         seconds = time.perf_counter() - begun
         say(images_per_s=job["images"] / seconds, peak_mb=peak_bytes(cfg.device) / 1e6)
 
+# %% ../../nbs/tools/benchmark.ipynb #842fdbde
 class Turns:
     "A loop in a process of its own. Raises `RuntimeError` with its last words if it fails."
     def __init__(
@@ -260,6 +262,7 @@ def machine(device: str) -> str:
         name = f"{found[1] if found else platform.machine()} {torch.get_num_threads()} threads"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
+# %% ../../nbs/tools/benchmark.ipynb #b3d65189
 def compare(
     cfg: LabConfig,
     loops: tuple[str, ...] = tuple(LOOPS),  # the first is what the ratios are to
@@ -293,6 +296,7 @@ def compare(
             )
     return summary(pd.DataFrame(rows), {t.name: t.flops / 1e9 for t in turns})
 
+# %% ../../nbs/tools/benchmark.ipynb #71600bf3
 def summary(
     rounds: pd.DataFrame,      # of `compare`: one row a loop and round
     gflop: dict[str, float],   # operations an image, by loop
@@ -362,6 +366,7 @@ def in_a_process(
     run = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(run.stdout.splitlines()[-1])
 
+# %% ../../nbs/tools/benchmark.ipynb #d2dd8a8e
 def take_a_step(config: dict[str, Any]) -> float:  # the loss
     "Load all images, build both models and take a training step: what a run does before its second step."
     cfg = configure(**config)

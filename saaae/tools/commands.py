@@ -166,7 +166,7 @@ def check_output(
     if out.resolve().is_relative_to(folder.resolve()):
         raise CommandError(f"--out must be outside of {folder}, not {out}.")
 
-
+# %% ../../nbs/tools/commands.ipynb #5d126a72
 @torch.no_grad()
 def run_reconstruct(args: argparse.Namespace) -> str:
     "Rebuild each image of a folder and save it as PNG under its own name."
@@ -235,6 +235,7 @@ def progress(folder: Path, epochs: int) -> list[str]:  # a line a model
         cond.append(line)
     return cond
 
+# %% ../../nbs/tools/commands.ipynb #bc739310
 def run_info(args: argparse.Namespace) -> str:
     "What a run was, how far it came, and its last figures."
     folder = model_folder(args.model)

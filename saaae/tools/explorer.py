@@ -89,6 +89,7 @@ EXPLORER_GATES = ("published", "constant", "shuffled", "off")
 REGIONS = ("everywhere", "hidden", "middle")
 STRIPS = ("traversal", "interpolation", "prior")
 
+# %% ../../nbs/tools/explorer.ipynb #1c383077
 @dataclass(frozen=True)
 class Settings:
     "What is shown. Raises `ExploreError`."
@@ -123,7 +124,7 @@ class Settings:
             if not low <= getattr(self, name) <= high:
                 raise ExploreError(f"{name} must be from {low} to {high}, not {getattr(self, name)}.")
 
-
+# %% ../../nbs/tools/explorer.ipynb #6fe4d4fe
 def pack(
     pixels: np.ndarray,  # uint8 `[h, h, 3]`, or bool `[h, h]`
 ) -> str:
@@ -215,6 +216,7 @@ def budgeted(
                 profile = sensitivity_profile(model, q, region, s.contrast, probes=4)
     return q.temper(solve_rate(q, s.rate_bits, profile, hold_mean=True), hold_mean=True)
 
+# %% ../../nbs/tools/explorer.ipynb #130c2083
 def ranking(
     model: VAE,
     x: torch.Tensor,    # corrupted, `[1, 3, h, h]`
@@ -263,6 +265,7 @@ def figures_of(
     return dict(mse_inside=error[where].mean().item(), mse_outside=error[~where].mean().item(), psnr_db=psnr.item(),
                 kl_charged_nats=q.kl("full").item(), rate_bits=q.rate_bits().item())
 
+# %% ../../nbs/tools/explorer.ipynb #834061bc
 @torch.no_grad()
 def explore(
     s: Settings,
@@ -358,6 +361,7 @@ def reproduce(
 # %% ../../nbs/tools/explorer.ipynb #cell-25
 ZOOM = 4  # of the canvas
 
+# %% ../../nbs/tools/explorer.ipynb #94225a3d
 class Explorer:
     "Controls, picture and figures; `view` is what a notebook displays."
     def __init__(

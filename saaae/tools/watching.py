@@ -107,6 +107,7 @@ def seed_band(
     values = values.dropna()
     return pd.DataFrame(dict(mean=values.mean(axis=1), low=values.min(axis=1), high=values.max(axis=1)))
 
+# %% ../../nbs/tools/watching.ipynb #f1d960c3
 def draw_curve(ax: plt.Axes, rows: pd.DataFrame, column: str, label: str, style: dict[str, Any], band: bool) -> str:
     "The runs of one curve: a line each, or their mean in a band. Returns why nothing is seen, or nothing."
     rows = rows.drop_duplicates(["run", "epoch"], keep="last")
@@ -132,6 +133,7 @@ def draw_curve(ax: plt.Axes, rows: pd.DataFrame, column: str, label: str, style:
     ax.plot([], label=label, **style)  # for the legend
     return f"{label}: {'infinite' if rows[column].isin([math.inf]).any() else 'none yet'}"
 
+# %% ../../nbs/tools/watching.ipynb #8b88c109
 def draw_runs(
     rows: pd.DataFrame,         # of `read_runs`
     columns: Sequence[str] = tuple(PANELS),  # which figures, a panel each
@@ -316,6 +318,7 @@ def resumed_epoch(folder: str | Path) -> int:
         except DataError: continue  # none, or one that `train` refuses
     return 0
 
+# %% ../../nbs/tools/watching.ipynb #0e94ce5d
 @contextmanager
 def tracking(
     name: str | None,    # tensorboard, wandb; None: no tracker
