@@ -25,6 +25,9 @@ PAPERMILL := $(BIN)/papermill -k python3 --no-progress-bar --log-level ERROR --s
 JUPYTER := $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root)
 # Threads that wait sleep, rather than spin: alone a run is somewhat slower so, beside other work many times faster.
 export OMP_WAIT_POLICY ?= PASSIVE
+# glibc keeps what is freed for the next step, rather than give it back to the kernel and fetch it anew each time.
+export MALLOC_MMAP_MAX_ ?= 0
+export MALLOC_TRIM_THRESHOLD_ ?= 2147483647
 
 .PHONY: reproduce evidence verdict check precision applications models bench full test test-slow explore watch docs \
 	lab export readme

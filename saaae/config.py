@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'RANGES', 'WORDS', 'PRESETS', 'AnyConfig', 'ConfigError', 'check_field', 'check_device', 'Fields', 'Batch',
-           'Objective', 'Config', 'check_config', 'from_preset', 'configure', 'notebook_parameters']
+           'Objective', 'Config', 'check_config', 'from_preset', 'configure']
 
 # %% ../nbs/03b_config.ipynb #cell-02
-import ast, difflib, math, os
+import difflib, math, os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import NoneType
@@ -15,11 +15,10 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 
-from .data import Corruption, Images, SaaaeError
+from .data import Corruption, Images, SaaaeError, find_device
 from .attention import ATTENTION
 from .reparameterization import KL_KINDS, NORMALIZATIONS, AnchoredGaussian
-from .models import SAAAE, VAE, find_device, model_arguments
-
+from .models import SAAAE, VAE, model_arguments
 
 # %% ../nbs/03b_config.ipynb #cell-06
 class ConfigError(SaaaeError, ValueError):
@@ -126,13 +125,8 @@ class Objective:
     kl: str = "full"  # what is charged, one of `KL_KINDS`
     beta: float = 1.  # its weight
 
-    def draw(
-        self,
-        n: int,       # images of the whole batch
-        own: slice,   # those that are computed here
-        generator: torch.Generator,
-    ) -> dict[str, Any]:
-        "What the model is told in this step, besides the images: nothing."
+    def draw(self, n: int, own: slice, generator: torch.Generator) -> dict[str, Any]:
+        "What the model is told in this step, of `n` images those of `own`, besides the images: nothing."
         return {}
 
     def error(self, x_hat: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -148,9 +142,7 @@ class Objective:
         "The two as one number."
         return sse + self.beta * kl
 
-    def __call__(
-        self, x_hat: torch.Tensor, posterior: AnchoredGaussian, batch: Batch,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def __call__(self, x_hat: torch.Tensor, posterior: AnchoredGaussian, batch: Batch) -> tuple[torch.Tensor, ...]:
         "Loss, error and charged KL of a step, each summed over the images."
         error, kl = self.error(x_hat, batch).sum(), posterior.kl(self.kl).sum()
         return self.total(error, kl, batch.x.numel()), error, kl
@@ -204,16 +196,14 @@ def check_config(cfg: Config) -> None:
     largest = cfg.image_size - cfg.corruption.shared  # the published masks leave the last corner out
     wrong = [e for e in cfg.grid_epochs if not 1 <= e <= cfg.epochs]
     if cfg.image_size % 16: refuse(f"image_size must be a multiple of 16, not {cfg.image_size}")
-    if cfg.patch_size > largest:
-        refuse(f"patch_size must be at most {largest} here, not {cfg.patch_size}")
+    if cfg.patch_size > largest: refuse(f"patch_size must be at most {largest} here, not {cfg.patch_size}")
     if cfg.kl == "exact" and cfg.floor == 0:
         refuse("floor must be above 0 with kl 'exact', which is infinite without one")
     if cfg.latent == "spatial" and cfg.image_size & (cfg.image_size - 1):
         refuse(f"image_size must be a power of two with spatial latents, not {cfg.image_size}")
     if wrong: refuse(f"grid_epochs must lie between 1 and epochs ({cfg.epochs}), not {wrong[0]}")
     object.__setattr__(cfg, "grid_epochs", tuple(sorted(set(cfg.grid_epochs))))
-    if cfg.device == "auto":
-        object.__setattr__(cfg, "device", "cuda" if torch.cuda.is_available() else "cpu")
+    if cfg.device == "auto": object.__setattr__(cfg, "device", "cuda" if torch.cuda.is_available() else "cpu")
     check_device(cfg.device)
     if cfg.arithmetic == "tf32" and not cfg.device.startswith("cuda"):
         refuse(f"arithmetic 'tf32' goes with a CUDA device, not with {cfg.device!r}")
@@ -256,20 +246,3 @@ def configure(
 ) -> Config:
     "The config of a preset with some fields changed. Raises `ConfigError`, also for a name that is no field."
     return from_preset(Config, PRESETS, preset, given)
-
-# %% ../nbs/03b_config.ipynb #cell-21
-def notebook_parameters(
-    cells: list[str],           # sources of the cells run so far: IPython's `In`
-    namespace: dict[str, Any],  # where their values are: `globals()`
-) -> dict[str, Any]:            # name -> value
-    "The parameters that a notebook was given, known or not: for `configure` to accept or refuse."
-    names = []
-    for source in cells:
-        if source.startswith("# Parameters:"): names = []  # the notebook's own cell, run (again)
-        if source.startswith("# Parameters"):
-            names += [
-                node.id
-                for node in ast.walk(ast.parse(source))
-                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-            ]
-    return {name: namespace[name] for name in names}

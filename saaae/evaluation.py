@@ -24,7 +24,7 @@ from torchvision.utils import make_grid
 
 from .data import DataError, Images, Share, batch_at, batch_indices, patch_mask, stream_seed, to_unit
 from .reparameterization import KL_KINDS, AnchoredGaussian, to_float64
-from .models import PARALLEL, unwrapped
+from .training import PARALLEL, unwrapped
 from .config import Config
 
 # %% ../nbs/05_evaluation.ipynb #cell-05

@@ -190,7 +190,7 @@ def test_other_diffusers_models(x):
         num_encoder_blocks=(1, 1),
         num_decoder_blocks=(1, 1),
     )
-    with pytest.raises(TypeError, match="A gate needs mu and logvar .* not AutoencoderTinyOutput"):
+    with pytest.raises(TypeError, match="mu and logvar of a diagonal Gaussian are needed .* not AutoencoderTinyOutput"):
         anchor(tiny, image_size=32)
 
 
@@ -237,7 +237,7 @@ def test_pythae_models(name, x):
 
 @pytest.mark.parametrize("name", ["AE", "SVAE", "VQVAE"])
 def test_pythae_without_a_gaussian_is_refused(name):
-    with pytest.raises(TypeError, match="A gate needs mu and logvar"):
+    with pytest.raises(TypeError, match="mu and logvar of a diagonal Gaussian are needed"):
         anchor(pythae(name))
 
 

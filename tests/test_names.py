@@ -22,7 +22,8 @@ from saaae.data import DataError, Images
 from saaae.evaluation import evaluate, plot_grid
 from saaae.lab.conditioned import ClassConditional, conditioned_kind
 from saaae.lab.controls import configure
-from saaae.models import SAAAE, VAE, unwrapped
+from saaae.models import SAAAE, VAE
+from saaae.training import unwrapped
 from saaae.runs.pretrained import PRETRAINED
 from saaae.runs.weights import load_weights, plain_state
 from saaae.config import ConfigError

@@ -200,7 +200,7 @@ def test_images_of_another_type(batch):
     expected = model.reconstruct(batch, generator=seeded()).x_hat
     for x in (batch.double(), batch.contiguous(memory_format=torch.channels_last)):
         close(model.reconstruct(x, generator=seeded()).x_hat, expected)
-    with pytest.raises(TypeError, match=r"images in \[-1, 1\], not torch.uint8: saaae.data.normalise"):
+    with pytest.raises(TypeError, match=r"images in \[-1, 1\], not torch.uint8: saaae.data.normalize"):
         model.reconstruct(batch.byte())
 
 

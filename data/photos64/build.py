@@ -1,5 +1,5 @@
 """Build photos64 again: fetch the photographs that `sources.csv` lists, shrink them, write `photographs/` and
-`photographs.csv`. Needs a Debian or Ubuntu machine (apt-get, dpkg) and the package `saaae`; see `data/photos64/README.md`.
+`photographs.csv`. Needs a Debian or Ubuntu machine (apt-get, dpkg) and the package `saaae`; see `README.md`.
 
     python data/photos64/build.py
 """

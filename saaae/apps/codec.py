@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['LEVELS', 'OWN', 'DEPTH', 'SPREAD', 'TOTAL', 'ENTROPY_MODEL', 'MAGIC', 'VERSION', 'SUFFIX', 'MAX_SIDE', 'MAX_PIXELS',
            'code_points', 'quantise', 'frequencies', 'lengths', 'CodecError', 'read_symbols', 'write_symbols',
-           'has_stream', 'varint', 'pack', 'unpack', 'Codec', 'refuse_conditioned', 'fit_codec', 'check_codec',
-           'read_codec', 'check_run', 'load_codec', 'payload_bytes', 'best_mix', 'convert', 'convert_folder', 'main']
+           'has_stream', 'varint', 'pack', 'unpack', 'Tables', 'Points', 'Codec', 'refuse_conditioned', 'fit_codec',
+           'check_codec', 'read_codec', 'check_run', 'load_codec', 'payload_bytes', 'best_mix', 'convert',
+           'convert_folder', 'main']
 
 # %% ../../nbs/apps/codec.ipynb #cell-02
 import argparse, hashlib, io, json, math, sys, zlib
@@ -27,7 +28,8 @@ from ..sources.folder import find_files, image_suffixes
 from ..sources.images import read_image
 from ..sources.load import load_images
 from ..lab.controls import LabConfig, as_lab, configure, gate_name
-from ..models import SAAAE, unwrapped
+from ..models import SAAAE
+from ..training import unwrapped
 from ..runs.weights import plain_state
 from ..reparameterization import at_least_float32
 from ..config import Config, ConfigError
@@ -163,14 +165,13 @@ def unpack(data: bytes) -> tuple[bytes, int, int, int, bytes]:
     return data[3:6], data[6], *sizes, data[at:-4]
 
 # %% ../../nbs/apps/codec.ipynb #cell-18
-class Codec:
-    "A trained model with the tables that make bytes of its codes."
+class Tables:
+    "A trained model with the tables that make bytes of its codes: from tiles to code points, and back."
     def __init__(
         self,
         cfg: LabConfig,  # of the model
-        tensors: dict[
-            str, torch.Tensor
-        ],  # weights (`model.` and their name), centre and spread float64 `[d]`, frequency int32 `[levels, d, 255]`
+        tensors: dict[str, torch.Tensor],  # weights (`model.` and their name), centre and spread float64 `[d]`,
+                                           # frequency int32 `[levels, d, 255]`
     ):
         self.cfg, self.tensors, self.frequency = replace(cfg, device="cpu"), tensors, tensors["frequency"].numpy()
         self.model = build_model(self.cfg).double().eval()
@@ -202,6 +203,9 @@ class Codec:
             raise CodecError("the model gives this image a code that is not finite: use another model")
         return mu, std
 
+# %% ../../nbs/apps/codec.ipynb #62563127
+class Points(Tables):
+    "The choice of code points at a budget, and the tiles that they stand for."
     def choose(
         self,
         mu: torch.Tensor,                # float64 `[n, d]`
@@ -233,6 +237,9 @@ class Codec:
         parts = z.split(min(64, self.cfg.batch_size))
         return torch.cat([((self.model.decode(part) + 1) * 127.5).round().clamp(0, 255).byte() for part in parts])
 
+# %% ../../nbs/apps/codec.ipynb #43a08817
+class Codec(Points):
+    "What makes a stream of bytes of an image, and the image of a stream."
     def encode(
         self,
         image: Image.Image,              # RGB, any size

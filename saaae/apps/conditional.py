@@ -26,10 +26,10 @@ from torch import nn
 from torch.nn.functional import avg_pool2d
 from torchvision.utils import make_grid
 
-from ..data import DataError, Images, stream_seed, to_unit
+from ..data import DataError, Images, stack_images, stream_seed, to_unit
 from ..evaluation import corrupted_parts
 from ..lab.conditioned import ClassConditional
-from ..models import unwrapped
+from ..training import unwrapped
 from ..reparameterization import to_float64
 from ..config import Config
 

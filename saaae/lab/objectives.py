@@ -58,16 +58,14 @@ class AllRates(Weighted):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.beta > 0: raise ValueError("beta must be above 0 for a model for all rates.")
-        if not self.t_range >= 1:
-            raise ValueError(f"t_range must be at least 1, not {self.t_range}.")
+        if not self.t_range >= 1: raise ValueError(f"t_range must be at least 1, not {self.t_range}.")
 
     def levels(self, n: int, generator: torch.Generator) -> torch.Tensor:
         "A precision for each image, `[n]`: one in each n-th of the range, in logarithms."
         rand = lambda: torch.rand(n, generator=generator, device=generator.device)
         return self.t_range**(2 * (rand() + rand().argsort()) / n - 1)
 
-    def precision(self, n: int, generator: torch.Generator) -> torch.Tensor:
-        "t, broadcasts to z."
+    def precision(self, n: int, generator: torch.Generator) -> torch.Tensor:  # t, broadcasts to z
         return self.levels(n, generator)[:, None]
 
     def draw(self, n: int, own: slice, generator: torch.Generator) -> dict[str, Any]:

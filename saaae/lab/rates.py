@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'BUDGETS', 'CONTRASTS', 'BENDS', 'oracle_profile', 'hidden_in', 'rebuild', 'errors', 'rate_rows', 'sides',
-           'region_rows', 'precision_maps', 'map_rows']
+           'refined', 'region_rows', 'precision_maps', 'map_rows']
 
 # %% ../../nbs/lab/rates.ipynb #cell-02
 from collections.abc import Callable
@@ -144,6 +144,16 @@ def sides(r: dict[str, torch.Tensor], region: torch.Tensor) -> dict[str, float]:
     }
     return {k: v.mean().item() for k, v in figures.items()}
 
+# %% ../../nbs/lab/rates.ipynb #12e76314
+def refined(model: SAAAE, profile: torch.Tensor, beta: float) -> Callable[..., AnchoredGaussian]:
+    "At half of its own rate, each code refined for its image."
+    def improve(q, x, corrupted):
+        budget = q.rate_bits() / 2
+        t = solve_rate(q, budget, profile, True).expand(len(x), -1, -1, -1)
+        q = refine(model, q.temper(t, True), x, t, beta)
+        return q.temper(solve_rate(q, budget, hold_mean=True), True)
+    return improve
+
 # %% ../../nbs/lab/rates.ipynb #4b79be19
 def region_rows(
     model: SAAAE,
@@ -165,40 +175,23 @@ def region_rows(
         return half(lambda q, x, corrupted: sensitivity_profile(model, q, wide(x), contrast**2))
     inputs = dict(clean=torch.zeros_like(masks)) | (dict(masked=masks) if cfg.patches else {})
     for name, mask in inputs.items():
-
-        def add(method, value, t):
-            rows.append(
-                dict(input=name, method=method, value=value) | sides(rebuild(model, images, cfg, mask, t), region)
-            )
-
+        def add(method, value, t, region=region):
+            figures = sides(rebuild(model, images, cfg, mask, t), region)
+            rows.append(dict(input=name, method=method, value=value) | figures)
         for level in LEVELS: add("uniform", level, level)
         if cfg.t_range == 1: continue  # dedicated to a rate: only a reference
         add("half, uniform", 1., half(lambda q, x, corrupted: 1.))
         for contrast in CONTRASTS: add("half, region", contrast, painted(contrast))
         if spatial:
             for contrast in (1., *CONTRASTS):
-                def refined(q, x, corrupted):
-                    budget = q.rate_bits() / 2
-                    t = solve_rate(q, budget, region_profile(region, contrast), True).expand(len(x), -1, -1, -1)
-                    q = refine(model, q.temper(t, True), x, t, cfg.beta)
-                    return q.temper(solve_rate(q, budget, hold_mean=True), True)
-                add("half, refined", contrast, refined)
-            add(
-                "half, oracle",
-                1.0,
-                half(
-                    lambda q, x, corrupted: oracle_profile(
-                        model, q, x, (0.1 + 0.9 * region).expand(len(x), -1, -1, -1), q.rate_bits() / 2
-                    )
-                ),
-            )
+                add("half, refined", contrast, refined(model, region_profile(region, contrast), cfg.beta))
+            weights = .1 + .9 * region
+            add("half, oracle", 1., half(lambda q, x, corrupted: oracle_profile(
+                model, q, x, weights.expand(len(x), -1, -1, -1), q.rate_bits() / 2)))
         if spatial and name == "masked":  # the region is what was hidden: the only pixels that are exactly mid-grey
             for contrast in (1., *CONTRASTS):
                 t = half(lambda q, x, corrupted: region_profile((corrupted == 0).all(1, keepdim=True), contrast))
-                rows.append(
-                    dict(input=name, method="half, hidden", value=contrast)
-                    | sides(rebuild(model, images, cfg, mask, t), mask.float())
-                )
+                add("half, hidden", contrast, t, mask.float())
     return pd.DataFrame(rows)
 
 # %% ../../nbs/lab/rates.ipynb #cell-10
@@ -231,23 +224,13 @@ def map_rows(
     "Weighted errors at half of each image's own rate, under each map."
     def measured(images, profile):
         mask = hidden_in(cfg, masks)[:len(images)]
-        r = rebuild(
-            model,
-            images,
-            cfg,
-            mask,
-            lambda q, x, corrupted: solve_rate(q, q.rate_bits() / 2, profile(q, x, corrupted), True),
-        )
-        found = errors(r, mask)
-        return {aim: found["mse" if aim == "everything" else f"mse_{aim}"] for aim in AIMS} | dict(
-            rate_bits=found["rate_bits"]
-        )
-
+        half = lambda q, x, corrupted: solve_rate(q, q.rate_bits() / 2, profile(q, x, corrupted), True)
+        found = errors(rebuild(model, images, cfg, mask, half), mask)
+        error = {aim: found["mse" if aim == "everything" else f"mse_{aim}"] for aim in AIMS}
+        return error | dict(rate_bits=found["rate_bits"])
     rows = []
-
     def add(aim, name, value, found):
         rows.append(dict(aim=aim, map=name, value=value, rate_bits=found["rate_bits"], error=found[aim]))
-
     for name, scores in precision_maps(model).items():
         bent = lambda images, bend: measured(images, lambda q, x, corrupted: log_linear(scores(q, corrupted), bend))
         tried, tested = {bend: bent(train, bend) for bend in BENDS}, {}

@@ -56,6 +56,10 @@ VARIANTS = {
     "saaae_batch": (dict(normalize="batch"), "scores normalised over the batch, as published"),
     "saaae_sigmoid": (dict(normalize="sigmoid"), "a sigmoid in place of min-max"),
     "saaae_linear": (dict(attention="linear"), "the published attention, among colour channels"),
+}
+
+# %% ../../nbs/lab/variants.ipynb #934cda3e
+VARIANTS |= {
     "constant": (dict(gate="constant"), "one gate for all, the mean that the trained saaae of this seed has"),
     "learned": (dict(gate="learned"), "a free gate a dimension, no attention"),
     "shuffled_dimensions": (dict(gate="shuffled_dimensions"), "attention's gate, permuted over the dimensions"),
@@ -101,6 +105,10 @@ PRECISION = {
         _flat | dict(hold_mean=False),
         "`tempered` with means that grow beyond t = 1, as the formula says",
     ),
+}
+
+# %% ../../nbs/lab/variants.ipynb #b0c7c46c
+PRECISION |= {
     "tempered_balance_0.5": (_flat | dict(balance=0.5), "`tempered` with high rates weighing more"),
     "tempered_balance_0": (_flat | dict(balance=0.0), "`tempered` with low rates weighing more"),
     "tempered_wide": (_flat | dict(beta=0.5, t_range=16.0), "`tempered` over a wider range of precision"),

@@ -6,7 +6,7 @@
 __all__ = ['ANCHOR', 'anchor_path', 'read_gate', 'Pretrained']
 
 # %% ../../nbs/runs/anchored.ipynb #cell-02
-import json, os
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +16,7 @@ from torch import nn
 import torch
 
 from ..data import DataError
-from ..models import unwrapped
+from ..training import unwrapped
 from ..anchoring import Anchor, attach
 from .pretrained import HUB, fetch, named_folder
 from .weights import meant, plain_state
@@ -47,15 +47,9 @@ def read_gate(
     "The gate in a file. Raises `ValueError` for one that is damaged, is another's, or needs `attention`."
 
     def refuse(why: object):
-        raise ValueError(
-            f"{path} is refused: {str(why).splitlines()[0].split('. ')[0].rstrip('.')}; save the anchored model again."
-        )
-
-    try:
-        weights, meta = read_tensors(path)
-        if not meta:  # from before there was a hash
-            with safetensors.safe_open(path, "pt") as f:
-                meta = json.loads((f.metadata() or {}).get("anchor", "null"))
+        sentence = str(why).splitlines()[0].split(". ")[0].rstrip(".")
+        raise ValueError(f"{path} is refused: {sentence}; save the anchored model again.")
+    try: weights, meta = read_tensors(path)
     except DataError as e:
         raise ValueError(str(e)) from e
     except (OSError, TypeError, ValueError, RecursionError, safetensors.SafetensorError) as e:
@@ -63,14 +57,8 @@ def read_gate(
     if not isinstance(meta, dict) or meta.keys() != {"attention", "floor", "normalize", "input_shape", "latent_shape"}:
         refuse("it does not say which gate it holds")
     if ((name := meta.pop("attention")) is None) != (attention is not None):
-        raise ValueError(
-            f"attention: {path} was saved with "
-            + (
-                "a module of its maker's own; pass one like it."
-                if name is None
-                else f"{name!r}, which needs no module."
-            )
-        )
+        theirs = f"{name!r}, which needs no module." if name else "a module of its maker's own; pass one like it."
+        raise ValueError(f"attention: {path} was saved with {theirs}")
     try:
         with nullcontext() if name is None else torch.device("meta"):
             gate = Anchor(attention if name is None else name, **meta)  # takes no memory yet

@@ -20,7 +20,8 @@ import torch
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..data import DataError
-from ..models import VAE, find_device, model_arguments
+from ..data import find_device
+from ..models import VAE, model_arguments
 from .weights import load_weights, plain_state
 from ..sources.files import is_folder, save_tensors
 

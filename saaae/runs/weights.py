@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 import torch
 
-from ..models import unwrapped
+from ..training import unwrapped
 from ..sources.files import read_shapes, read_weights
 
 # %% ../../nbs/runs/weights.ipynb #cell-04

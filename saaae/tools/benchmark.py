@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from ..data import Images, batches
+from ..data import Images, batches, stack_images
 from ..sources.cache import open_cache, write_cache
 from ..sources.load import load_images
 from ..lab.controls import LabConfig, configure
@@ -124,7 +124,7 @@ def straight_line(cfg: LabConfig, pictures: np.ndarray) -> Callable[[], object]:
 def resized(cfg: LabConfig, pictures: np.ndarray) -> Images:
     "The pictures at the size of training, as uint8, each a group of its own."
     resize = transforms.Resize((cfg.image_size, cfg.image_size))
-    return Images.stack(
+    return stack_images(
         [np.asarray(resize(Image.fromarray(p))) for p in pictures], [0] * len(pictures), ["images"], "pictures"
     )
 

@@ -35,27 +35,16 @@ def parser(
 ) -> argparse.ArgumentParser:
     "The command line."
     about = dict(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    top = argparse.ArgumentParser(
-        "saaae",
-        description="Self-attention anchored VAE: train, evaluate, reconstruct, look into runs.",
-        epilog=EXIT_CODES,
-        **about,
-    )
+    summary = "Self-attention anchored VAE: train, evaluate, reconstruct, look into runs."
+    top = argparse.ArgumentParser("saaae", description=summary, epilog=EXIT_CODES, **about)
     top.add_argument("--version", action="version", version=f"saaae {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND", dest="command")
     def command(name, summary, example):
-        return commands.add_parser(
-            name, help=summary, description=summary, epilog=f"example: saaae {name} {example}", **about
-        )
-
-    p = command(
-        "train",
-        "train VAE and SAAAE side by side on the same images",
-        "--dataset holiday/ --epochs 10 --out runs/holiday",
-    )
-    p.add_argument(
-        "--out", required=True, metavar="FOLDER", help="the run folder; a run that was stopped goes on there"
-    )
+        epilog = f"example: saaae {name} {example}"
+        return commands.add_parser(name, help=summary, description=summary, epilog=epilog, **about)
+    p = command("train", "train VAE and SAAAE side by side on the same images",
+                "--dataset holiday/ --epochs 10 --out runs/holiday")
+    p.add_argument("--out", required=True, metavar="FOLDER", help="the run folder; a stopped run goes on there")
     if fields: add_fields(p)
     p = command("evaluate", "figures of a trained model on held-out images", "photos64 --dataset holiday/")
     p.add_argument("model", metavar="MODEL", help="photos64, or the folder of a run")
@@ -70,9 +59,7 @@ def parser(
     p.add_argument("--out", required=True, metavar="FOLDER", help="where reconstructions go")
     p.add_argument("--model", default="photos64", help="photos64 (default), or the folder of a run")
     p.add_argument("--which", default="saaae", help="which model of it: saaae (default) or vae")
-    p.add_argument(
-        "--rate", type=float, metavar="BITS", help="the budget of each image (default: what the model takes)"
-    )
+    p.add_argument("--rate", type=float, metavar="BITS", help="the budget of each image (default: the model's own)")
     p = command("info", "what a run was and how far it came", "photos64")
     p.add_argument("model", metavar="MODEL", help="photos64, or the folder of a run")
     return top

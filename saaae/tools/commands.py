@@ -177,13 +177,10 @@ def run_reconstruct(args: argparse.Namespace) -> str:
     if args.which not in models:
         raise CommandError(f"{args.model} holds {' and '.join(models)}, not {args.which}: choose with --which.")
     if isinstance(models[args.which], CONDITIONED):
-        raise CommandError(
-            f"{args.model} must be told more than the image (a class or a rate), which this command cannot do."
-        )
-    model, shape = (
-        models[args.which].eval(),
-        v2.Compose([v2.Resize(cfg.image_size), v2.CenterCrop(cfg.image_size), v2.PILToTensor()]),
-    )
+        raise CommandError(f"{args.model} must be told more than the image (a class or a rate), which this command "
+                           "cannot do.")
+    model = models[args.which].eval()
+    shape = v2.Compose([v2.Resize(cfg.image_size), v2.CenterCrop(cfg.image_size), v2.PILToTensor()])
     rows, paths = [], [path for path, _ in find_images(folder)]
     for path in tqdm(paths, "reconstructing", file=sys.stderr):
         try: x = normalize(shape(read_image(path))[None]).to(cfg.device)
@@ -199,13 +196,8 @@ def run_reconstruct(args: argparse.Namespace) -> str:
         x_hat, clean = to_unit(r.x_hat).clamp(0, 1), to_unit(x)
         (out/name).parent.mkdir(parents=True, exist_ok=True)
         save_image(x_hat, out/name)
-        rows.append(
-            dict(
-                file=name,
-                psnr_db=peak_signal_noise_ratio(x_hat, clean, data_range=1.0).item(),
-                rate_bits=r.rate_bits.item(),
-            )
-        )
+        psnr = peak_signal_noise_ratio(x_hat, clean, data_range=1.).item()
+        rows.append(dict(file=name, psnr_db=psnr, rate_bits=r.rate_bits.item()))
     if not rows: raise CommandError(f"{folder} has no image that could be rebuilt.")
     table = pd.DataFrame(rows)
     atomic_write(out/"reconstructions.csv", table.round(4).to_csv(index=False).encode(errors="surrogateescape"))

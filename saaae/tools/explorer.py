@@ -6,7 +6,8 @@
 __all__ = ['MAX_PIXELS', 'NOTHING', 'PAINTED', 'CORRUPTIONS', 'EXPLORER_GATES', 'REGIONS', 'STRIPS', 'SCALE', 'GAP', 'CAPTION',
            'STEPS', 'ZOOM', 'ExploreError', 'load_pair', 'fingerprint', 'fit', 'Settings', 'pack', 'unpack', 'bank',
            'hidden_by', 'corrupt', 'generator_of', 'posterior', 'budgeted', 'ranking', 'tile', 'Explored', 'figures_of',
-           'explore', 'save', 'reproduce', 'Explorer', 'answer_times']
+           'explored_pictures', 'explore', 'save', 'reproduce', 'Controls', 'Answers', 'Sources', 'Painting', 'Brush',
+           'Explorer', 'answer_times']
 
 # %% ../../nbs/tools/explorer.ipynb #cell-02
 import base64, hashlib, io, json, re, time
@@ -265,6 +266,23 @@ def figures_of(
     return dict(mse_inside=error[where].mean().item(), mse_outside=error[~where].mean().item(), psnr_db=psnr.item(),
                 kl_charged_nats=q.kl("full").item(), rate_bits=q.rate_bits().item())
 
+# %% ../../nbs/tools/explorer.ipynb #2d2840f0
+def explored_pictures(
+    models: Mapping[str, VAE],
+    x: torch.Tensor,          # `[2, 3, h, h]` in [-1, 1]: the image, and the other one
+    corrupted: torch.Tensor,  # the same, corrupted
+    shown: Mapping[str, torch.Tensor],  # what the models made of the first, `[1, 3, h, h]` in [0, 1]
+) -> dict[str, torch.Tensor]:
+    "The upper row: image, corruption, reconstructions, importance, errors."
+    x, seen = to_unit(x[:1]), to_unit(corrupted[:1])
+    heat = lambda x_hat: (2 * (x_hat - x).abs().mean(1, keepdim=True)).clamp(0, 1)
+    error = lambda x_hat: overlay(torch.zeros_like(x), heat(x_hat))
+    pictures = dict(original=x, corrupted=seen, VAE=shown["vae"], SAAAE=shown["saaae"])
+    if hasattr(models["saaae"], "attention"):
+        pictures["importance"] = overlay(seen, models["saaae"].attention.map(corrupted[:1]))
+    pictures |= {"error of VAE": error(shown["vae"]), "error of SAAAE": error(shown["saaae"])}
+    return {k: v[0] for k, v in pictures.items()}
+
 # %% ../../nbs/tools/explorer.ipynb #834061bc
 @torch.no_grad()
 def explore(
@@ -294,28 +312,16 @@ def explore(
     z, z_other, along, order = codes["saaae"]
     steps = torch.linspace(0, 1, STEPS).reshape(-1, *[1] * (z.dim() - 1))
     if s.strip == "traversal":
-        codes, captions = (
-            z + (6 * steps - 3) * along,
-            [f"dim {order[s.rank]}: {v:+.0f}" for v in 6 * steps.flatten() - 3],
-        )
+        codes = z + (6 * steps - 3) * along
+        captions = [f"dim {order[s.rank]}: {v:+.0f}" for v in 6 * steps.flatten() - 3]
     elif s.strip == "interpolation":
         codes, captions = z + steps * (z_other - z), [f"{v:.2f} of the other" for v in steps.flatten()]
     else:
-        codes, captions = (
-            torch.randn(STEPS, *z.shape[1:], generator=generator_of(s, "prior")),
-            [f"prior {i}" for i in range(STEPS)],
-        )
-    error = lambda x_hat: overlay(
-        torch.zeros(1, 3, size, size), (2 * (x_hat - to_unit(x[:1])).abs().mean(1, keepdim=True)).clamp(0, 1)
-    )
-    pictures = dict(original=to_unit(x[:1]), corrupted=to_unit(corrupted[:1]), VAE=shown["vae"], SAAAE=shown["saaae"])
-    if hasattr(models["saaae"], "attention"):
-        pictures["importance"] = overlay(to_unit(corrupted[:1]), models["saaae"].attention.map(corrupted[:1]))
-    pictures |= {"error of VAE": error(shown["vae"]), "error of SAAAE": error(shown["saaae"])}
+        codes = torch.randn(STEPS, *z.shape[1:], generator=generator_of(s, "prior"))
+        captions = [f"prior {i}" for i in range(STEPS)]
     strip = dict(zip(captions, to_unit(models["saaae"].decode(codes))))
-    return Explored(
-        tile([{k: v[0] for k, v in pictures.items()}, strip]), pd.DataFrame(rows).T.rename_axis("model").reset_index()
-    )
+    picture = tile([explored_pictures(models, x, corrupted, shown), strip])
+    return Explored(picture, pd.DataFrame(rows).T.rename_axis("model").reset_index())
 
 # %% ../../nbs/tools/explorer.ipynb #cell-22
 def save(
@@ -362,8 +368,8 @@ def reproduce(
 ZOOM = 4  # of the canvas
 
 # %% ../../nbs/tools/explorer.ipynb #94225a3d
-class Explorer:
-    "Controls, picture and figures; `view` is what a notebook displays."
+class Controls:
+    "The widgets: what can be set."
     def __init__(
         self,
         models: Mapping[str, VAE],  # vae and saaae
@@ -372,70 +378,40 @@ class Explorer:
     ):
         self.models, self.images, self.out, self.size = models, images, Path(out), models["vae"].image_size
         if not len(images) or images.size != self.size:
-            raise ExploreError(
-                f"The models take images of {self.size}x{self.size}: give some, not {len(images)} of "
-                f"{images.size}x{images.size}."
-            )
+            raise ExploreError(f"The models take images of {self.size}x{self.size}: give some, not {len(images)} of "
+                               f"{images.size}x{images.size}.")
         self.files, self.pixels, self.seconds, self.quiet, self.saved, self.wrong = [], None, [], False, None, None
         self.mask, self.last = np.zeros((self.size, self.size), bool), None
         slider = lambda name, low, high, step=1, kind=w.IntSlider, value=0: kind(
-            value, min=low, max=high, step=step, description=name, continuous_update=False
-        )
+            value, min=low, max=high, step=step, description=name, continuous_update=False)
         choice = lambda name, options: w.Dropdown(options=options, description=name)
         real = w.FloatSlider
         self.source = choice("images", ("test set", "folder", "upload"))
         self.folder = w.Text(description="folder", continuous_update=False)
         self.upload = w.FileUpload(description="upload")
-        self.index, self.other = (
-            slider("image", 0, len(images) - 1),
-            slider("other", 0, len(images) - 1, value=min(1, len(images) - 1)),
-        )
+        self.index = slider("image", 0, len(images) - 1)
+        self.other = slider("other", 0, len(images) - 1, value=min(1, len(images) - 1))
         self.controls = dict(
             corruption=choice("corruption", CORRUPTIONS),
-            which=slider("mask", 0, 1023),
-            level=slider("level", 0, 1, 0.05, real, 0.2),
-            seed=slider("seed", 0, 99),
-            sample=w.Checkbox(True, description="sampled"),
+            which=slider("mask", 0, 1023), level=slider("level", 0, 1, .05, real, .2),
+            seed=slider("seed", 0, 99), sample=w.Checkbox(True, description="sampled"),
             gate=choice("gate", EXPLORER_GATES),
-            rate_bits=slider("bits", 0, 400, 5, real, 60.0),
-            region=choice("region", REGIONS),
+            rate_bits=slider("bits", 0, 400, 5, real, 60.), region=choice("region", REGIONS),
             contrast=slider("contrast", 1, 32, 1, real, 8.0),
             rank=slider("rank", 0, int(np.prod(models["vae"].latent_shape)) - 1),
-            shift=slider("shift", -3, 3, 0.25, real),
-            mix=slider("mix", 0, 1, 0.05, real),
+            shift=slider("shift", -3, 3, .25, real), mix=slider("mix", 0, 1, .05, real),
             strip=choice("strip", STRIPS),
         )
         self.controls["corruption"].value = "patches"
         self.limited = w.Checkbox(False, description="budget")
-        self.canvas, self.brush = (
-            Canvas(width=ZOOM * self.size, height=ZOOM * self.size),
-            slider("brush", 1, 12, value=4),
-        )
+        self.canvas = Canvas(width=ZOOM * self.size, height=ZOOM * self.size)
+        self.brush = slider("brush", 1, 12, value=4)
         self.clear, self.keep = w.Button(description="clear the mask"), w.Button(description="save")
         self.picture, self.figures, self.message = w.Image(format="png"), w.HTML(), w.HTML()
-        self.source.observe(self.choose, "value")
-        self.folder.observe(self.open_folder, "value")
-        self.upload.observe(self.receive, "value")
-        self.index.observe(self.choose, "value")
-        for control in (self.other, self.limited, *self.controls.values()):
-            control.observe(self.update, "value")
-        self.canvas.on_mouse_down(self.press)
-        self.canvas.on_mouse_move(self.drag)
-        for up in (self.canvas.on_mouse_up, self.canvas.on_mouse_out): up(self.release)
-        self.clear.on_click(self.wipe)
-        self.keep.on_click(self.store)
-        c = self.controls
-        group = lambda title, *parts: w.VBox([w.HTML(f"<b>{title}</b>"), *parts])
-        self.view = w.VBox([
-            self.picture, self.figures, self.message,
-            w.HBox([group("image", self.source, self.index, self.folder, self.upload, self.keep),
-                    group("corruption", c["corruption"], c["which"], c["level"], self.brush, self.clear),
-                    group("paint here", self.canvas)]),
-            w.HBox([group("noise and gate", c["seed"], c["sample"], c["gate"]),
-                    group("precision", self.limited, c["rate_bits"], c["region"], c["contrast"]),
-                    group("latent space", c["strip"], c["rank"], c["shift"], self.other, c["mix"])])])
-        self.choose()
 
+# %% ../../nbs/tools/explorer.ipynb #4592cd9d
+class Answers(Controls):
+    "What the widgets show: an image to choose, a sentence."
     def say(self, sentence: object = "", colour: str = "#b00") -> None:
         "Show one sentence, or none."
         self.message.value = (
@@ -468,6 +444,9 @@ class Explorer:
         self.wrong = sentence
         self.say(sentence)
 
+# %% ../../nbs/tools/explorer.ipynb #a39b7e70
+class Sources(Answers):
+    "Where images come from, and what the controls say of them."
     def open_folder(self, change: dict[str, Any] | None = None) -> None:
         "List the images of the folder and show the first."
         said = self.folder.value.strip()
@@ -501,6 +480,9 @@ class Explorer:
             **said | dict(rate_bits=said["rate_bits"] if self.limited.value else None),
         )
 
+# %% ../../nbs/tools/explorer.ipynb #4fa616d7
+class Painting(Sources):
+    "What is painted on the canvas."
     def update(self, change: dict[str, Any] | None = None) -> None:
         "Picture and figures of the controls; or a sentence, and the last picture stays."
         if self.wrong: return self.say(self.wrong)
@@ -519,6 +501,9 @@ class Explorer:
         seen = np.where(self.mask[..., None], 128, self.pixels).astype(np.uint8)
         self.canvas.put_image_data(seen.repeat(ZOOM, 0).repeat(ZOOM, 1))
 
+# %% ../../nbs/tools/explorer.ipynb #6f95b539
+class Brush(Painting):
+    "The mouse paints."
     def press(self, x: float, y: float) -> None:
         "Begin to paint."
         self.last = x, y
@@ -546,6 +531,39 @@ class Explorer:
         self.mask[:] = False
         self.redraw()
         if self.controls["corruption"].value == PAINTED: self.update()
+
+# %% ../../nbs/tools/explorer.ipynb #229fd71a
+class Explorer(Brush):
+    "Controls, picture and figures; `view` is what a notebook displays."
+    def __init__(
+        self,
+        models: Mapping[str, VAE],  # vae and saaae
+        images: Images,             # to choose from
+        out: Path | str = ".",      # where the button saves
+    ):
+        super().__init__(models, images, out)
+        self.source.observe(self.choose, "value")
+        self.folder.observe(self.open_folder, "value")
+        self.upload.observe(self.receive, "value")
+        self.index.observe(self.choose, "value")
+        for control in (self.other, self.limited, *self.controls.values()):
+            control.observe(self.update, "value")
+        self.canvas.on_mouse_down(self.press)
+        self.canvas.on_mouse_move(self.drag)
+        for up in (self.canvas.on_mouse_up, self.canvas.on_mouse_out): up(self.release)
+        self.clear.on_click(self.wipe)
+        self.keep.on_click(self.store)
+        c = self.controls
+        group = lambda title, *parts: w.VBox([w.HTML(f"<b>{title}</b>"), *parts])
+        self.view = w.VBox([
+            self.picture, self.figures, self.message,
+            w.HBox([group("image", self.source, self.index, self.folder, self.upload, self.keep),
+                    group("corruption", c["corruption"], c["which"], c["level"], self.brush, self.clear),
+                    group("paint here", self.canvas)]),
+            w.HBox([group("noise and gate", c["seed"], c["sample"], c["gate"]),
+                    group("precision", self.limited, c["rate_bits"], c["region"], c["contrast"]),
+                    group("latent space", c["strip"], c["rank"], c["shift"], self.other, c["mix"])])])
+        self.choose()
 
     def store(self, button: w.Button | None = None) -> None:
         "Save the picture and its settings; `saved` is the path of the JSON."

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['PANELS', 'PNG_END', 'TRACKERS', 'NothingYet', 'whole_rows', 'find_runs', 'name_runs', 'read_runs', 'colour',
-           'seed_band', 'draw_curve', 'draw_runs', 'png', 'newest_grid', 'View', 'watch', 'check_tracker',
-           'resumed_epoch', 'tracking']
+           'seed_band', 'draw_curve', 'draw_runs', 'png', 'newest_grid', 'Panel', 'Looks', 'View', 'watch',
+           'check_tracker', 'resumed_epoch', 'tracking']
 
 # %% ../../nbs/tools/watching.ipynb #cell-02
 import asyncio, csv, glob, io, math, os, re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -193,10 +194,8 @@ def newest_grid(
     return newest[1:]
 
 # %% ../../nbs/tools/watching.ipynb #cell-21
-class View:
-    """Runs that are followed: `refresh()` looks once, `start()` again and again until `stop()`. `box` is what to
-    display."""
-
+class Panel:
+    "The widgets in which runs are followed."
     def __init__(
         self,
         runs: str | Path | list[str | Path],     # folders or patterns, as for `find_runs`
@@ -205,13 +204,9 @@ class View:
         band: bool = True,                       # mean and range of a variant's seeds; False: a line each
     ):
         import ipywidgets as w  # only here: what is drawn once, and trackers, need no widgets
+        png_widget = partial(w.Image, format="png")
         self.runs, self.columns, self.task, self.rows, self.known, self.key = runs, list(columns), None, None, {}, None
-        self.says, self.curves, self.caption, self.grid = (
-            w.HTML(),
-            w.Image(format="png"),
-            w.HTML(),
-            w.Image(format="png"),
-        )
+        self.says, self.curves, self.caption, self.grid = (make() for make in (w.HTML, png_widget, w.HTML, png_widget))
         self.shown = w.SelectMultiple(description="curves", rows=6)
         self.band = w.Checkbox(band, description="mean and range of seeds", indent=False)
         self.every = w.BoundedFloatText(
@@ -223,6 +218,9 @@ class View:
         controls = w.HBox([self.shown, w.VBox([self.button, self.every, self.band])])
         self.box = w.VBox([controls, self.says, self.curves, self.caption, self.grid])
 
+# %% ../../nbs/tools/watching.ipynb #3248be99
+class Looks(Panel):
+    "What one look at the folders shows."
     def refresh(self) -> None:
         "Look at the folders, and draw again what changed."
         folders, unmatched = find_runs(self.runs)
@@ -230,9 +228,8 @@ class View:
         self.rows, said = read_runs(list(self.known))
         self.sentences = [*(f"Nothing matches {p} yet." for p in unmatched), *said]
         more = len(self.sentences) - 5
-        self.says.value = "<br>".join(
-            self.sentences[:5] + ([f"{more} more have nothing to show yet."] if more > 0 else [])
-        )
+        rest = [f"{more} more have nothing to show yet."] if more > 0 else []
+        self.says.value = "<br>".join(self.sentences[:5] + rest)
         names, chosen, old = tuple(self.rows.curve.unique()), self.shown.value, self.shown.options
         if names != old:
             self.rows, rows = None, self.rows  # no drawing between the two assignments
@@ -252,6 +249,9 @@ class View:
         self.key = key
         self.curves.value = png(draw_runs(self.rows, self.columns, self.band.value, self.shown.value))
 
+# %% ../../nbs/tools/watching.ipynb #ad238f2e
+class View(Looks):
+    "Runs that are followed: `refresh()` looks once, `start()` again and again until `stop()`; `box` is to display."
     async def follow(self) -> None:
         "Look again and again; what goes wrong in one look is said, and the next may be better."
         while True:
