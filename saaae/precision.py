@@ -52,9 +52,9 @@ class Tempering(OnDemand):
     ) -> AnchoredGaussian:  # over z
         "q(z | x), as the model has it. Raises `TypeError` for an interface that is not known."
         if hasattr(self.vae, "posterior"): return self.vae.posterior(x)
-        try: mu, logvar, _ = split_code(self.vae.encode(x))
-        except TypeError as e: raise TypeError(f"encode() of {type(self.vae).__name__}: {e}") from e
-        return AnchoredGaussian(mu, logvar)
+        code = self.vae.encode(x)
+        if hasattr(code, "latent_dist"): return AnchoredGaussian(code.latent_dist.mean, code.latent_dist.logvar)
+        return AnchoredGaussian(*split_code(code)[:2])
 
     def decode(
         self,

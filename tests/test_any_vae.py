@@ -466,7 +466,7 @@ def test_each_kind_takes_few_lines():
         for c in json.loads((ROOT / "nbs" / "apps" / "any_vae.ipynb").read_text())["cells"]
         if c["cell_type"] == "code"
     ]
-    using = [c for c in cells if re.search(r"models\[\"[^\"]+\"\] = .*anchor\(vae", c)]
+    using = [c for c in cells if re.search(r"models\[\"[^\"]+\"\] = .*anchor\(vae", c, re.S)]
     assert len(using) == 4 and all(len(c.splitlines()) < 15 for c in using)
 
 

@@ -27,6 +27,7 @@ def test_there_are_notebooks():
         "lab/controls",
         "lab/faithfulness",
         "lab/gates",
+        "lab/linear",
         "lab/masks",
         "lab/objectives",
         "lab/protocol",

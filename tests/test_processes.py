@@ -12,7 +12,7 @@ import safetensors.torch
 from saaae.tools.cli import main
 from saaae.sources.files import read_tensors
 from saaae.runs.checkpoint import CHECKPOINT
-from saaae.runs.folder import sole
+from saaae.runs.folder import lock_folder
 
 ROOT = Path(__file__).parent.parent
 TRAIN = """
@@ -219,7 +219,7 @@ def test_what_cannot_be_shared_is_refused(tmp_path):
 
 
 def test_a_folder_in_use_is_refused_to_all(tmp_path):
-    with sole(tmp_path / "run"):
+    with lock_folder(tmp_path / "run"):
         codes, said = trains(2, {tmp_path / "run": {}})
         assert codes == [1, 1]
         for text in said:
