@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from types import NoneType
 from typing import Any, ClassVar, TypeVar
 
+from torch import nn
 import torch
 
 from .data import Corruption, Images, SaaaeError, find_device
@@ -177,12 +178,13 @@ class Config(Fields):
         kind = self.model_class(gated)
         return kind(**{name: getattr(self, name) for name in model_arguments(kind)})
 
+    def begin(self, models: Mapping[str, nn.Module], images: Images) -> None: "Sets first weights that are not random."
+
     def cond(self, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         "What the models are told besides the images, by the labels `[b]`: nothing."
         return {}
 
-    def check_labels(self, images: Images) -> None:
-        "Raise `ConfigError` if the models are told what the images do not have."
+    def check_labels(self, images: Images) -> None: "Raises `ConfigError` for labels that are missing."
 
     def evaluates(self, epoch: int) -> bool:
         "Whether this epoch ends with an evaluation: every `eval_every`-th from the first, those with a grid, the last."
@@ -210,7 +212,7 @@ def check_config(cfg: Config) -> None:
 
 # %% ../nbs/03b_config.ipynb #cell-18
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": dict(
+    "small": dict(
         dataset="photos64", width=16, attention="patch", epochs=30, batch_size=64, lr=2e-3, schedule="one-cycle",
         eval_every=1, grid_epochs=(1, 2, 5, 10, 20, 30)),
     "evidence": dict(
@@ -241,7 +243,7 @@ def from_preset(
     return kind(**values)
 
 def configure(
-    preset: str = "quick",  # quick, evidence or stl10
+    preset: str = "small",  # small, evidence or stl10
     **given: Any,           # fields of `Config`; `None` leaves the preset's value
 ) -> Config:
     "The config of a preset with some fields changed. Raises `ConfigError`, also for a name that is no field."

@@ -25,7 +25,7 @@ TOY = dict(epochs=1, width=2, train_images=40, test_images=8, probe_images=40, b
 def run(tmp_path_factory):
     "A run folder with a VAE and a SAAAE, untrained, whose codes carry something."
     folder = tmp_path_factory.mktemp("run")
-    cfg = configure("quick", width=2, latent=16, train_images=30, device="cpu", gate="precision", epochs=1)
+    cfg = configure("small", width=2, latent=16, train_images=30, device="cpu", gate="precision", epochs=1)
     for name, gate in dict(vae="off", saaae="precision").items():
         model = build_model(configure(**asdict(cfg) | dict(gate=gate)))
         with torch.no_grad():
@@ -138,7 +138,7 @@ def test_what_cannot_begin_is_refused(tmp_path, run):
 
 
 def test_damage_is_always_refused(run):
-    cfg = configure("quick", width=2, latent=16, device="cpu", gate="precision", epochs=1)
+    cfg = configure("small", width=2, latent=16, device="cpu", gate="precision", epochs=1)
     codec = fit_codec(build_model(cfg), cfg, photos64("train", 30))
     stream = codec.encode(Image.fromarray(photos64("test", 1).pixels[0].permute(1, 2, 0).numpy()))
     codec.decode(stream)

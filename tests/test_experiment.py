@@ -104,7 +104,7 @@ from saaae.sources.load import load_images
 from saaae.config import configure
 from saaae.training import build_models
 from saaae.runs.folder import train
-cfg = configure("quick", width=2, epochs=30, batch_size=8, image_size=16, train_images=64, patches=2, patch_size=4, \
+cfg = configure("small", width=2, epochs=30, batch_size=8, image_size=16, train_images=64, patches=2, patch_size=4, \
 device="cpu")
 train(build_models(cfg), load_images(cfg.dataset, "train", 16, 64), cfg, sys.argv[1], checkpoint_seconds=0)
 """

@@ -84,7 +84,7 @@ def test_other_sizes_and_models_that_must_be_told_are_refused(tmp_path):
     images = photos64("train", 8, 16)
     for name, given in dict(classes=dict(classes=7), cond=dict(multirate="conditioned", t_range=4)).items():
         cfg = configure(
-            "quick", image_size=16, patch_size=4, width=2, latent=4, epochs=1, attention="patch", device="cpu", **given
+            "small", image_size=16, patch_size=4, width=2, latent=4, epochs=1, attention="patch", device="cpu", **given
         )
         with redirect_stdout(io.StringIO()):
             train(build_models(cfg), images, cfg, tmp_path / name)

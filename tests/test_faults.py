@@ -44,7 +44,7 @@ TOY = dict(
     grid_epochs=(2, 6),
     device="cpu",
 )
-CFG = configure("quick", **TOY)
+CFG = configure("small", **TOY)
 PROGRAM = f"""
 import os, signal, sys, time
 from pathlib import Path
@@ -54,7 +54,7 @@ from saaae.runs.report import save_figure
 from saaae.lab.controls import configure
 from saaae.training import build_models
 from saaae.runs.folder import train
-cfg = configure("quick", **{TOY!r})
+cfg = configure("small", **{TOY!r})
 images = load_images(cfg.dataset, "train", 16, 16)
 def measure(model, epoch): return dict(mse=evaluate(model, images, cfg, ssim=False)["mse"])
 def draw(models, epoch): save_figure(plot_grid(models, images, cfg, epoch), \
@@ -750,7 +750,7 @@ FIELDS = dict(
     aim=st.sampled_from(list(AIMS)),
     balance=st.sampled_from([0, 0.25, 1, 2]),
     device=st.sampled_from(["cpu", "auto", "meta", "gpu", "hpu"]),
-    preset=st.sampled_from(["quick", "quick", "slow"]),
+    preset=st.sampled_from(["small", "small", "slow"]),
 )
 
 
@@ -774,7 +774,7 @@ TRAINED = []
 def test_any_config_trains_or_is_refused_by_name(tmp_path_factory, given):
     folder = tmp_path_factory.mktemp("config")
     try:
-        cfg = configure(**{**TOY, "preset": "quick", "epochs": 2, "grid_epochs": (1,)} | given)
+        cfg = configure(**{**TOY, "preset": "small", "epochs": 2, "grid_epochs": (1,)} | given)
         images = torch.randint(
             0,
             256,

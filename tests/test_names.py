@@ -32,7 +32,7 @@ from saaae.runs.folder import load_run, run_folder, save_weights, train, train_o
 from saaae.tools.watching import find_runs, read_runs
 
 TOY = dict(image_size=16, patches=2, patch_size=4, width=2, latent=4, attention="patch", epochs=2, batch_size=4)
-CFG = configure("quick", **TOY, grid_epochs=(1,), device="cpu")
+CFG = configure("small", **TOY, grid_epochs=(1,), device="cpu")
 CONDITIONED = replace(CFG, classes=2)
 
 
@@ -501,7 +501,7 @@ def test_a_damaged_table_of_speeds_stops_nothing_for_good(tmp_path):
 def test_an_installed_package_writes_nothing_beside_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(runs_folder, "CLONE", None)
     monkeypatch.chdir(tmp_path)
-    assert run_folder(None, CFG) == tmp_path / "results" / "quick"
+    assert run_folder(None, CFG) == tmp_path / "results" / "small"
     assert runs_folder.git_state() == dict(commit=None, modified=None)
 
 

@@ -28,7 +28,7 @@ from saaae.lab.variants import active_units, fitted_rate, prior_distance
 
 HALF = (torch.float16, torch.bfloat16)
 TYPES = (*HALF, torch.float32, torch.float64)
-CFG = configure("quick", image_size=32, patch_size=4, width=2, latent=6, epochs=1, batch_size=4, device="cpu")
+CFG = configure("small", image_size=32, patch_size=4, width=2, latent=6, epochs=1, batch_size=4, device="cpu")
 SPATIAL, PRECISE = dict(latent="spatial"), dict(gate="precision", t_range=4.0)
 CONDITIONED, VARIES = dict(gate="off", multirate="conditioned", t_range=4.0), dict(noise_std=0.3, noise_varies=True)
 REGION = torch.zeros(1, 1, 32, 32)

@@ -12,7 +12,7 @@ from saaae.lab.controls import configure
 from saaae.training import Learner, build_model, build_models, train_epoch
 
 TOY = configure(
-    "quick",
+    "small",
     width=2,
     latent=4,
     image_size=16,

@@ -198,7 +198,7 @@ from saaae.sources.load import load_images
 from saaae.config import configure
 from saaae.training import build_models
 from saaae.runs.folder import train
-cfg = configure("quick", device="cpu", width=2, image_size=16, patch_size=4, batch_size=8)
+cfg = configure("small", device="cpu", width=2, image_size=16, patch_size=4, batch_size=8)
 def first_step(*_):
     print("\\nimported:", *sorted({"pandas", "matplotlib", "scipy", "sklearn", "torchmetrics", "constriction", \
 "accelerate", "IPython"} & set(sys.modules)))

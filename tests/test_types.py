@@ -27,7 +27,7 @@ mine: Mine = Mine.from_pretrained("somewhere")
 cfg, models = load_run("results/quick")
 their: Mine = anchor(mine)
 bits: torch.Tensor = temper(mine).reconstruct(torch.zeros(1, 3, 64, 64), rate_bits=60).rate_bits
-done: bool = train_or_load(build_models(configure("quick", epochs=2)), photos64("train"), cfg, "somewhere")
+done: bool = train_or_load(build_models(configure("small", epochs=2)), photos64("train"), cfg, "somewhere")
 """
 WRONG = """
 from saaae.models import SAAAE, VAE

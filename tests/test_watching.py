@@ -19,7 +19,7 @@ from saaae.runs.folder import train
 from saaae.tools.watching import View, check_tracker, colour, draw_runs, png, tracking
 
 TOY = configure(
-    "quick",
+    "small",
     width=2,
     latent=4,
     image_size=16,
@@ -41,7 +41,7 @@ from saaae.sources.load import load_images
 from saaae.config import configure
 from saaae.training import build_models
 from saaae.runs.folder import train
-cfg = configure("quick", width=2, latent=4, image_size=16, patches=2, patch_size=4, epochs=6, grid_epochs=[1, 3, 6], \
+cfg = configure("small", width=2, latent=4, image_size=16, patches=2, patch_size=4, epochs=6, grid_epochs=[1, 3, 6], \
 batch_size=8, train_images=16, device="cpu")
 folder = Path(sys.argv[1])
 def draw(models, epoch):

@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+from torch import nn
 import torch
 
 from .weights import AIMS
 from ..data import Corruption, Images
 from .conditioned import ClassConditional, Conditioned, conditioned_kind
 from .gates import GATES
+from .start import begin_all, linear_start
 from .objectives import AllRates, NoiseBank, OptimalVariance, Places, Regions, Weighted
 from ..models import VAE
 from ..config import Config, ConfigError, Objective, from_preset
@@ -25,7 +27,7 @@ from ..config import CHOICES as OWN_CHOICES, PRESETS as OWN_PRESETS, RANGES as O
 # %% ../../nbs/lab/controls.ipynb #cell-05
 CHOICES = OWN_CHOICES | dict(
     gate=tuple(GATES), decoder_variance=("fixed", "optimal"), aim=tuple(AIMS),
-    multirate=("tempered", "conditioned", "both"), trains=("everything", "decoder"))
+    multirate=("tempered", "conditioned", "both"), start=("random", "linear"), trains=("everything", "decoder"))
 RANGES = OWN_RANGES | dict(
     noise_std=(0, 10), gate_value=(0, 1), classes=(0, 65536), t_range=(1, 1e6), balance=(0, 1))
 
@@ -38,6 +40,7 @@ class LabFields(Config):
     noise_varies: bool = False       # each image has its own, uniform from 0 to noise_std
     shared_masks: bool = False       # one mask for the whole batch (published)
     # models
+    start: str = "random"            # the first weights: random, or linear: at the optimum of a linear VAE
     gate: str = "attention"          # the method, or a control: see `saaae.lab.gates.GATES`
     gate_value: float | None = None  # the gate that is constant
     classes: int = 0                 # how many there are, if the model is told the class; 0: it is not
@@ -65,14 +68,19 @@ class LabModels(LabFields):
     def model_class(self, gated: bool = True) -> type[VAE]:
         "The gate's class, or the VAE that is its twin, told what it is to be told."
         kind = GATES[self.gate if gated else "off"]
-        if self.classes: return conditioned_kind(ClassConditional, kind)
-        return kind if self.multirate == "tempered" else conditioned_kind(Conditioned, kind)
+        if self.classes: kind = conditioned_kind(ClassConditional, kind)
+        if self.multirate != "tempered": kind = conditioned_kind(Conditioned, kind)
+        return linear_start(kind) if self.start == "linear" else kind
 
     def make_model(self, gated: bool = True) -> VAE:
         "The model, where torch makes tensors now."
         model = super().make_model(gated)
         if self.trains == "decoder": model.requires_grad_(False).decoder.requires_grad_(True)
         return model
+
+    def begin(self, models: Mapping[str, nn.Module], images: Images) -> None:
+        "The first weights, where they are not random."
+        if self.start == "linear": begin_all(models, images, self)
 
     def cond(self, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         "What the models are told besides the images, by the labels `[b]`."
@@ -134,6 +142,8 @@ def check_controls(cfg: LabConfig) -> None:
         refuse("regions need spatial latents and a t_range above 1")
     if cfg.classes and (cond or spatial):
         refuse("classes go with flat latents and the multirate 'tempered'")
+    if cfg.start == "linear" and (spatial or cfg.classes or cond):
+        refuse("start 'linear' goes with flat latents and models that are told nothing")
     if cond and (not ranged or spatial):
         refuse("multirate goes with a t_range above 1 and flat latents")
     if (cfg.gate == "constant") != (cfg.gate_value is not None):
@@ -141,10 +151,11 @@ def check_controls(cfg: LabConfig) -> None:
 
 # %% ../../nbs/lab/controls.ipynb #cell-10
 PRESETS = OWN_PRESETS | dict(
+    quick=OWN_PRESETS["small"] | dict(start="linear", epochs=8, lr=1e-3, grid_epochs=(1, 2, 4, 8)),
     published=dict(held_out=False, normalize="batch", floor=0., shared_masks=True, noise_bank=True))
 
 def configure(
-    preset: str = "quick",  # quick, evidence, stl10 or published
+    preset: str = "quick",  # quick, small, evidence, stl10 or published
     **given: Any,           # fields of `LabConfig`; `None` leaves the preset's value
 ) -> LabConfig:
     "The config of a preset with some fields changed. Raises `ConfigError`, also for a name that is no field."

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['DIMENSIONS', 'Same', 'LinearVAE', 'LinearFit', 'flattened', 'principal', 'told', 'fit_clean', 'fit_pairs',
-           'fit_corrupted', 'fit_linear', 'linear_curve', 'linear_mse']
+           'fit_corrupted', 'fit_linear', 'linear_curve', 'linear_mse', 'linear_at', 'summarise_with_linear']
 
 # %% ../../nbs/lab/linear.ipynb #cell-02
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +19,9 @@ import torch
 from ..data import Images, normalize, stream_seed
 from ..evaluation import evaluate
 from ..models import VAE
+from ..config import Config
 from ..training import mask_stream
-from .controls import LabConfig
+from ..runs.report import summarise
 
 # %% ../../nbs/lab/linear.ipynb #cell-07
 class Same(nn.Module):
@@ -134,7 +136,7 @@ def fit_pairs(
 
 def fit_corrupted(
     images: Images,       # to fit to
-    cfg: LabConfig,       # how they are corrupted
+    cfg: Config,       # how they are corrupted
     k: int = DIMENSIONS,  # directions
     rounds: int = 4,      # masks drawn for each image
 ) -> LinearFit:
@@ -144,15 +146,23 @@ def fit_corrupted(
     draw = lambda: torch.cat([cfg.corruption(part.view(shape), masks, noise)[0].flatten(1) for part in x.split(500)])
     return fit_pairs(x, [draw() for _ in range(rounds)], images.size, k)
 
-def fit_linear(images: Images, cfg: LabConfig, k: int = DIMENSIONS) -> LinearFit:
+# %% ../../nbs/lab/linear.ipynb #102c28f3
+_last: dict[tuple[object, ...], LinearFit] = {}  # the last fit: a run asks for it at its start and at its end
+
+def fit_linear(images: Images, cfg: Config, k: int = DIMENSIONS) -> LinearFit:
     "The closed form for what a config asks of its models: of clean or of corrupted images."
-    return fit_corrupted(images, cfg, k) if cfg.patches or cfg.noise_std else fit_clean(images, k)
+    key = images.sha256(), cfg.corruption, cfg.seed, k
+    if key not in _last:
+        _last.clear()
+        corrupts = cfg.corruption.patches or cfg.corruption.noise_std
+        _last[key] = fit_corrupted(images, cfg, k) if corrupts else fit_clean(images, k)
+    return _last[key]
 
 # %% ../../nbs/lab/linear.ipynb #cell-18
 def linear_curve(
     fit: LinearFit,
     images: Images,                    # held out
-    cfg: LabConfig,
+    cfg: Config,
     mask: torch.Tensor | None = None,  # as for `evaluate`
     points: int = 12,
 ) -> pd.DataFrame:  # columns level, rate_bits, mse, psnr_db: the levels from 10 to 600 bits, on the images fitted to
@@ -170,3 +180,26 @@ def linear_mse(
     "The error of the closed form at a rate: between points linear in the logarithms."
     x, y = np.log(curve.rate_bits), np.log(curve.mse)
     return math.exp(np.interp(math.log(rate_bits), x, y, math.nan, math.nan)) if rate_bits > 0 else math.nan
+
+# %% ../../nbs/lab/linear.ipynb #f6448c91
+def linear_at(fit: LinearFit, rate_bits: float, images: Images, cfg: Config) -> LinearVAE:
+    "The closed form whose rate on these images is the one that is wanted, to about a percent."
+    found = evaluate(fit.at_rate(rate_bits), images, cfg, ssim=False)["rate_bits"]
+    return fit.at_rate(rate_bits * rate_bits / found)
+
+def summarise_with_linear(
+    models: Mapping[str, nn.Module],
+    test: Images,
+    train: Images,
+    metrics: pd.DataFrame,
+    cfg: Config,
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # the summary, and the curve of the closed form
+    "`saaae.runs.report.summarise` with the closed form as a column, and its error at each model's rate as a line."
+    fit, summary = fit_linear(train, cfg), summarise(models, test, train, metrics, cfg)
+    curve = linear_curve(fit, test, cfg, points=10)
+    if math.isfinite(rate := summary.rate_bits.iloc[0]) and rate >= 1:
+        row = summarise(dict(linear=linear_at(fit, rate, test, cfg)), test, train, metrics, cfg)
+        summary = pd.concat([summary, row.drop(columns="epochs").assign(epochs=0)[summary.columns]], ignore_index=True)
+    at = [linear_mse(curve, r) if math.isfinite(r) else math.nan for r in summary.rate_bits]
+    summary.insert(4, "linear_mse", at)
+    return summary, curve

@@ -177,7 +177,11 @@ def open_run(
     """`start_run` by the main process, whose state all learners then have; returns what it does, and the hash of the
     images. Raises `TrainingError` or `ProcessError`."""
     digest = images.sha256()
-    if dist.count == 1: return start_run(folder, learners, cfg, digest), digest
+    def start() -> int:
+        done = start_run(folder, learners, cfg, digest)
+        if not done: cfg.begin({name: learner.model for name, learner in learners.items()}, images)
+        return done
+    if dist.count == 1: return start(), digest
     asked = asdict(cfg), images.name, digest, list(learners)
     if dist.from_main(lambda: asked) != asked:
         raise TrainingError(
@@ -185,10 +189,11 @@ def open_run(
             f"same."
         )
     state = lambda: {name: learner_state(learner) for name, learner in learners.items()}
-    done, states = dist.from_main(lambda: (start_run(folder, learners, cfg, digest), state()))
+    done, states = dist.from_main(lambda: (start(), state()))
     for name, learner in learners.items(): load_learner(learner, *states[name])
     return done, digest
 
+# %% ../../nbs/runs/folder.ipynb #76106194
 def describe_saved(folder: Path) -> str:
     "What a stopped run leaves, in words."
     for path in (folder/CHECKPOINT, folder/PREVIOUS):

@@ -23,7 +23,7 @@ from ..evaluation import evaluate
 from ..sources.files import DATA, atomic_write
 
 # %% ../../nbs/runs/report.ipynb #cell-05
-COLOURS = {"vae": "tab:gray", "saaae": "tab:orange"}
+COLOURS = {"vae": "tab:gray", "saaae": "tab:orange", "linear": "tab:blue"}
 
 def published_curves(
     root: Path | None = None,  # the folder of the recorded curves; `None`: `data/published`
@@ -101,7 +101,7 @@ def summarise(
             train_mse=evaluate(model, seen, cfg, ssim=False)["mse"],
         )
         run = dict(
-            epochs_to_vae_final_mse=passed[name],
+            epochs_to_vae_final_mse=passed.get(name),
             epochs=cfg.epochs,
             parameters=sum(p.numel() for p in model.parameters()),
         )
@@ -111,6 +111,7 @@ def summarise(
 # %% ../../nbs/runs/report.ipynb #bb428411
 LABELS = {
     "mse": ("MSE ↓", "{:.2f}"),
+    "linear_mse": ("MSE of the linear optimum at the same rate", "{:.2f}"),
     "loss": ("KL + MSE ↓ (loss an image, squared error on [-1, 1])", "{:.1f}"),
     "epochs_to_vae_final_mse": ("epochs until the VAE's final MSE is reached ↓", "{:.0f}"),
     "psnr_db": ("PSNR (dB) ↑", "{:.2f}"),
@@ -128,12 +129,10 @@ def to_markdown(
     summary: pd.DataFrame,  # of `summarise`, or summary.csv
 ) -> str:
     "The table a person reads: one line a measure, one column a model."
-    cell = lambda value, form: "never" if pd.isna(value) else form.format(value).replace("inf", "∞")
+    cell = lambda value, form: "-" if pd.isna(value) else form.format(value).replace("inf", "∞")
     lines = ["| | " + " | ".join(summary.model.str.upper()) + " |", "|---|" + "---:|" * len(summary)]
-    lines += [
-        "| " + " | ".join([label, *(cell(v, form) for v in summary[name])]) + " |"
-        for name, (label, form) in LABELS.items()
-    ]
+    lines += ["| " + " | ".join([label, *(cell(v, form) for v in summary[name])]) + " |"
+              for name, (label, form) in LABELS.items() if name in summary]
     first = summary.iloc[0]
     return "\n".join([*lines, "", f"Images: {first['images']}, {first['n']:,}. Epochs: {first['epochs']:,}."]) + "\n"
 

@@ -28,7 +28,8 @@ from ..sources.folder import find_images
 from ..sources.images import read_image
 from ..sources.load import load_images
 from ..evaluation import evaluate
-from ..runs.report import LABELS, save_summary, summarise, to_markdown
+from ..runs.report import LABELS, save_summary, to_markdown
+from ..lab.linear import summarise_with_linear
 from ..models import SAAAE, VAE
 from ..runs.pretrained import PRETRAINED
 from ..runs.processes import join
@@ -131,7 +132,7 @@ def run_train(args: argparse.Namespace) -> str:
     models = build_models(cfg)
     train_or_load(models, train_images, cfg, folder, lambda model, epoch: evaluate(model, test, cfg, ssim=False))
     if not dist.main: return ""
-    summary = summarise(models, test, train_images, pd.read_csv(folder/"metrics.csv"), cfg)
+    summary, _ = summarise_with_linear(models, test, train_images, pd.read_csv(folder/"metrics.csv"), cfg)
     save_summary(summary, folder)
     return f"{to_markdown(summary)}\nThe run is in {folder}."
 
