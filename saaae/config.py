@@ -215,7 +215,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "small": dict(
         dataset="photos64", width=16, attention="patch", epochs=30, batch_size=64, lr=2e-3, schedule="one-cycle",
         eval_every=1, grid_epochs=(1, 2, 5, 10, 20, 30)),
-    "evidence": dict(
+    "evidence32": dict(
         dataset="photos64", image_size=32, patch_size=4, width=16, attention="patch", epochs=20, batch_size=64,
         lr=2e-3, schedule="one-cycle", eval_every=1, grid_epochs=(1, 20)),
     "stl10": {},
@@ -243,7 +243,7 @@ def from_preset(
     return kind(**values)
 
 def configure(
-    preset: str = "small",  # small, evidence or stl10
+    preset: str = "small",  # small, evidence32 or stl10
     **given: Any,           # fields of `Config`; `None` leaves the preset's value
 ) -> Config:
     "The config of a preset with some fields changed. Raises `ConfigError`, also for a name that is no field."

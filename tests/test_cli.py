@@ -104,7 +104,7 @@ def test_evaluate_gives_the_figures_of_the_run(images, run, monkeypatch):
 
 def test_evaluate_of_a_run_whose_images_are_gone(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert refused(typed("evaluate", run), 1, "neither photos64 nor stl10 nor a folder")
+    assert refused(typed("evaluate", run), 1, "neither photos64, stl10 nor tiny_imagenet, nor a folder")
 
 
 def test_reconstruct_at_a_rate(images, run, tmp_path):

@@ -68,7 +68,7 @@ def test_folder_of_ones_own(tmp_path):
         (dict(epoch=3), "epoch is not a parameter; did you mean epochs?"),
         (dict(epochs="3"), "epochs must be a whole number, not '3'."),
         (dict(batch_size=0), "batch_size must be from 1 to 2147483648, not 0."),
-        (dict(dataset="imagenet"), "dataset: 'imagenet' is neither photos64 nor stl10 nor a folder."),
+        (dict(dataset="imagenet"), "dataset: 'imagenet' is neither photos64, stl10 nor tiny_imagenet, nor a folder."),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )

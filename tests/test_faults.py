@@ -511,7 +511,7 @@ def test_odd_folders_are_read_or_named(tmp_path, monkeypatch, name):
     for warning in said:
         str(warning.message).encode()  # of whatever name, it can be shown
     assert list(tmp_path.glob("saaae/*/train_16.safetensors"))
-    with pytest.raises(DataError, match="neither photos64 nor stl10 nor a folder"):
+    with pytest.raises(DataError, match="neither photos64, stl10 nor tiny_imagenet, nor a folder"):
         load_images("a" * 5000, "train", 16)
 
 

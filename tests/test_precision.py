@@ -51,7 +51,7 @@ def made_up(out):
     def write(variant, seed, points):
         folder = out / "runs" / variant / f"seed_{seed}"
         folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps(dict(config=dict(preset="evidence"))))
+        (folder / "config.json").write_text(json.dumps(dict(config=dict(preset="evidence32"))))
         with open(folder / "evaluation.csv", "w", newline="") as f:
             table = csv.writer(f)
             table.writerow(("mode", "value", "rate_bits", "mse", "psnr_db", "mse_edges"))

@@ -36,6 +36,7 @@ class LabFields(Config):
     "What controls and applications need besides."
     # images and corruption
     held_out: bool = True            # figures on held-out images; False: on the first 256 training images (published)
+    validation: bool = False         # one training photograph in six is kept for choices, and not trained on
     noise_std: float = 0.            # Gaussian noise on the input, in [-1, 1] units
     noise_varies: bool = False       # each image has its own, uniform from 0 to noise_std
     shared_masks: bool = False       # one mask for the whole batch (published)
@@ -152,10 +153,12 @@ def check_controls(cfg: LabConfig) -> None:
 # %% ../../nbs/lab/controls.ipynb #cell-10
 PRESETS = OWN_PRESETS | dict(
     quick=OWN_PRESETS["small"] | dict(start="linear", epochs=8, lr=1e-3, grid_epochs=(1, 2, 4, 8)),
+    evidence=OWN_PRESETS["small"] | dict(
+        start="linear", validation=True, epochs=24, lr=1e-3, grid_epochs=(1, 24), eval_every=4),
     published=dict(held_out=False, normalize="batch", floor=0., shared_masks=True, noise_bank=True))
 
 def configure(
-    preset: str = "quick",  # quick, small, evidence, stl10 or published
+    preset: str = "quick",  # quick, small, evidence, evidence32, stl10 or published
     **given: Any,           # fields of `LabConfig`; `None` leaves the preset's value
 ) -> LabConfig:
     "The config of a preset with some fields changed. Raises `ConfigError`, also for a name that is no field."

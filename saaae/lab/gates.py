@@ -91,7 +91,7 @@ class Constant(SAAAE):
         "N(mu, (gate_value * sigma)^2)."
         return AnchoredGaussian(mu, logvar, self.gate_value)
 
-# %% ../../nbs/lab/gates.ipynb #f8dbeed3
+# %% ../../nbs/lab/gates.ipynb #9fefb934
 class PatchIdentity(PatchAttention):
     "Patch attention with its weights, but for the attending: every place keeps its own value."
     def tokens(self, x: torch.Tensor, weights: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -126,7 +126,7 @@ class Sigma(SAAAE):
         "N(mu, exp(-s) sigma^2)."
         return AnchoredGaussian(mu, logvar - self.attention(self.typed(x)).reshape(mu.shape))
 
-# %% ../../nbs/lab/gates.ipynb #63160134
+# %% ../../nbs/lab/gates.ipynb #a4914ee2
 class Precision(SAAAE):
     "Importance says how far each dimension is tempered: by a t between 1/4 and 4."
     def anchored(

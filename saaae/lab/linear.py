@@ -146,7 +146,7 @@ def fit_corrupted(
     draw = lambda: torch.cat([cfg.corruption(part.view(shape), masks, noise)[0].flatten(1) for part in x.split(500)])
     return fit_pairs(x, [draw() for _ in range(rounds)], images.size, k)
 
-# %% ../../nbs/lab/linear.ipynb #102c28f3
+# %% ../../nbs/lab/linear.ipynb #523083a8
 _last: dict[tuple[object, ...], LinearFit] = {}  # the last fit: a run asks for it at its start and at its end
 
 def fit_linear(images: Images, cfg: Config, k: int = DIMENSIONS) -> LinearFit:
@@ -181,7 +181,7 @@ def linear_mse(
     x, y = np.log(curve.rate_bits), np.log(curve.mse)
     return math.exp(np.interp(math.log(rate_bits), x, y, math.nan, math.nan)) if rate_bits > 0 else math.nan
 
-# %% ../../nbs/lab/linear.ipynb #f6448c91
+# %% ../../nbs/lab/linear.ipynb #05ac1f66
 def linear_at(fit: LinearFit, rate_bits: float, images: Images, cfg: Config) -> LinearVAE:
     "The closed form whose rate on these images is the one that is wanted, to about a percent."
     found = evaluate(fit.at_rate(rate_bits), images, cfg, ssim=False)["rate_bits"]

@@ -193,7 +193,7 @@ def open_run(
     for name, learner in learners.items(): load_learner(learner, *states[name])
     return done, digest
 
-# %% ../../nbs/runs/folder.ipynb #76106194
+# %% ../../nbs/runs/folder.ipynb #4a177edd
 def describe_saved(folder: Path) -> str:
     "What a stopped run leaves, in words."
     for path in (folder/CHECKPOINT, folder/PREVIOUS):
