@@ -129,7 +129,7 @@ def fit_pairs(
     Y = torch.cat([(y - first) @ basis for y in seen])
     X = ((clean - mean) @ basis).repeat(len(seen), 1)
     gram = (Y.T @ Y).double() / len(Y)
-    gram += ridge * gram.diagonal().mean() * torch.eye(len(gram))
+    gram += ridge * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
     A = torch.linalg.solve(gram, (Y.T @ X).double() / len(Y)).float()
     l, U = told(Y @ A)
     return LinearFit(mean, first, basis @ A @ U, basis @ U, l, image_size)
@@ -142,7 +142,7 @@ def fit_corrupted(
 ) -> LinearFit:
     "The closed form for a model that sees corrupted images, and is not told what was done to them."
     x, shape = flattened(images), (-1, 3, images.size, images.size)
-    masks, noise = mask_stream(cfg, 0, len(x)), torch.Generator().manual_seed(stream_seed(cfg.seed, "linear"))
+    masks, noise = mask_stream(cfg, 0, len(x)), torch.Generator(x.device).manual_seed(stream_seed(cfg.seed, "linear"))
     draw = lambda: torch.cat([cfg.corruption(part.view(shape), masks, noise)[0].flatten(1) for part in x.split(500)])
     return fit_pairs(x, [draw() for _ in range(rounds)], images.size, k)
 
@@ -151,7 +151,7 @@ _last: dict[tuple[object, ...], LinearFit] = {}  # the last fit: a run asks for 
 
 def fit_linear(images: Images, cfg: Config, k: int = DIMENSIONS) -> LinearFit:
     "The closed form for what a config asks of its models: of clean or of corrupted images."
-    key = images.sha256(), cfg.corruption, cfg.seed, k
+    key = images.sha256(), images.pixels.device, cfg.corruption, cfg.seed, k
     if key not in _last:
         _last.clear()
         corrupts = cfg.corruption.patches or cfg.corruption.noise_std
@@ -169,7 +169,7 @@ def linear_curve(
     "Rate and error of the closed form."
     rows = []
     for bits in torch.logspace(1, math.log10(600), points).tolist():
-        f = evaluate(fit.at_rate(bits), images, cfg, ssim=False, mask=mask)
+        f = evaluate(fit.at_rate(bits).to(cfg.device), images, cfg, ssim=False, mask=mask)
         rows.append(dict(rate_bits=f["rate_bits"], mse=f["mse"], psnr_db=f["psnr_db"]))
     return pd.DataFrame(rows)
 
@@ -184,8 +184,8 @@ def linear_mse(
 # %% ../../nbs/lab/linear.ipynb #05ac1f66
 def linear_at(fit: LinearFit, rate_bits: float, images: Images, cfg: Config) -> LinearVAE:
     "The closed form whose rate on these images is the one that is wanted, to about a percent."
-    found = evaluate(fit.at_rate(rate_bits), images, cfg, ssim=False)["rate_bits"]
-    return fit.at_rate(rate_bits * rate_bits / found)
+    found = evaluate(fit.at_rate(rate_bits).to(cfg.device), images, cfg, ssim=False)["rate_bits"]
+    return fit.at_rate(rate_bits * rate_bits / found).to(cfg.device)
 
 def summarise_with_linear(
     models: Mapping[str, nn.Module],
