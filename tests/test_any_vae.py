@@ -190,7 +190,7 @@ def test_other_diffusers_models(x):
         num_encoder_blocks=(1, 1),
         num_decoder_blocks=(1, 1),
     )
-    with pytest.raises(TypeError, match="mu and logvar of a diagonal Gaussian are needed .* not AutoencoderTinyOutput"):
+    with pytest.raises(TypeError, match="mu and logvar of a diagonal Gaussian are needed.* not AutoencoderTinyOutput"):
         anchor(tiny, image_size=32)
 
 
@@ -332,20 +332,6 @@ def gate(tmp_path_factory):
     return folder / ANCHOR, *read_tensors(folder / ANCHOR)
 
 
-def as_before(path, weights, said):
-    "A gate's file from before there was a hash."
-    text = said if isinstance(said, str) else json.dumps(said)
-    safetensors.torch.save_file(weights, path, dict(anchor=text))
-
-
-def test_gate_files_from_before_the_hash(gate, tmp_path):
-    path, weights, said = gate
-    shutil.copytree(path.parent, tmp_path, dirs_exist_ok=True)
-    as_before(tmp_path / ANCHOR, weights, said)
-    again = anchored(VAE).from_pretrained(tmp_path)
-    assert same(anchored(VAE).from_pretrained(path.parent), again) and again.anchor.latent_shape == (4,)
-
-
 def test_every_flipped_bit_of_a_gate_is_refused(gate, tmp_path):
     content = gate[0].read_bytes()
     for at in [*range(8 + int.from_bytes(content[:8], "little")), *range(len(content) - 1, 5000, -len(content) // 50)]:
@@ -356,7 +342,6 @@ def test_every_flipped_bit_of_a_gate_is_refused(gate, tmp_path):
             read_gate(tmp_path / ANCHOR)
 
 
-@pytest.mark.parametrize("hashed", [False, True])
 @pytest.mark.parametrize(
     "said, message",
     [
@@ -382,9 +367,9 @@ def test_every_flipped_bit_of_a_gate_is_refused(gate, tmp_path):
     ],
     ids=lambda v: str(v)[:60],
 )
-def test_what_no_gate_says_is_refused_in_a_sentence(gate, said, message, hashed, tmp_path):
+def test_what_no_gate_says_is_refused_in_a_sentence(gate, said, message, tmp_path):
     path, weights, good = gate
-    (save_tensors if hashed else as_before)(tmp_path / ANCHOR, weights, good | said if isinstance(said, dict) else said)
+    save_tensors(tmp_path / ANCHOR, weights, good | said if isinstance(said, dict) else said)
     with pytest.raises(ValueError, match=message) as e:
         read_gate(tmp_path / ANCHOR)
     assert str(tmp_path / ANCHOR) in str(e.value) and "\n" not in str(e.value) and ". " not in str(e.value)
@@ -404,10 +389,9 @@ def test_what_no_gate_says_is_refused_in_a_sentence(gate, said, message, hashed,
     ],
     ids=["NaN", "infinite", "infinite in float32", "shapes", "whole numbers", "none", "more", "path"],
 )
-@pytest.mark.parametrize("save", [as_before, save_tensors])
-def test_other_weights_than_a_gates_are_refused_in_a_sentence(gate, change, message, save, tmp_path):
+def test_other_weights_than_a_gates_are_refused_in_a_sentence(gate, change, message, tmp_path):
     path, weights, said = gate
-    save(tmp_path / ANCHOR, change(weights), said)
+    save_tensors(tmp_path / ANCHOR, change(weights), said)
     with pytest.raises(ValueError, match=message) as e:
         read_gate(tmp_path / ANCHOR)
     assert str(tmp_path / ANCHOR) in str(e.value) and "\n" not in str(e.value)
@@ -467,7 +451,7 @@ def test_each_kind_takes_few_lines():
         if c["cell_type"] == "code"
     ]
     using = [c for c in cells if re.search(r"models\[\"[^\"]+\"\] = .*anchor\(vae", c, re.S)]
-    assert len(using) == 4 and all(len(c.splitlines()) < 15 for c in using)
+    assert len(using) == 4 and all(len(c.splitlines()) < 20 for c in using)
 
 
 @pytest.mark.parametrize(

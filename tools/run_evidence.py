@@ -34,7 +34,8 @@ def one(job):
     finally:
         sys.stdout = shown
     config = run_path(experiment, variant, seed) / "config.json"
-    if commit and config.exists() and (said := json.loads(config.read_text()))["git"]["commit"] is None:
+    if commit and config.exists():
+        said = json.loads(config.read_text())
         config.write_text(json.dumps(said | dict(git=dict(commit=commit, modified=False)), indent=1))
     for weights in run_path(experiment, variant, seed).glob("*.safetensors"):
         if variant != "saaae" or seed:
@@ -49,7 +50,7 @@ def main():
     p.add_argument("--seeds", type=int, nargs=2, default=(0, 6), metavar=("FIRST", "END"))
     p.add_argument("--workers", type=int, default=2)
     p.add_argument("--seconds", type=float, default=float("inf"), help="begin no run after so many")
-    p.add_argument("--commit", help="of the sources, where they are a copy without git")
+    p.add_argument("--commit", help="of the sources, where they are a copy that git knows nothing of")
     p.add_argument("given", nargs="*", help="fields of the config, as name=value")
     args = p.parse_intermixed_args()
     values = dict(pair.split("=", 1) for pair in args.given)

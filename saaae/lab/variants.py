@@ -35,7 +35,7 @@ from ..sources.load import load_images
 from ..config import ConfigError
 
 # %% ../../nbs/lab/variants.ipynb #cell-05
-BETAS, FEW_BETAS = (3., 2., 1.4, .65, .4, .25, .15), (2., .4)
+BETAS, FEW_BETAS = (3., 2., 1.4, .65, .4, .25, .15, .1, .045), (2., .4)
 
 def over_betas(name: str, own: dict[str, Any], betas: tuple[float, ...]) -> dict[str, tuple[dict[str, Any], str]]:
     "The same variant at other rates."

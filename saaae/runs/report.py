@@ -23,7 +23,7 @@ from ..evaluation import evaluate
 from ..sources.files import DATA, atomic_write
 
 # %% ../../nbs/runs/report.ipynb #cell-05
-COLOURS = {"vae": "tab:gray", "saaae": "tab:orange", "linear": "tab:blue"}
+COLOURS = {"vae": "tab:gray", "saaae": "tab:orange"}
 
 def published_curves(
     root: Path | None = None,  # the folder of the recorded curves; `None`: `data/published`
