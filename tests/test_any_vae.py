@@ -5,7 +5,6 @@ import json, math, re, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
 from conftest import ROOT, papermill, rows
 from torch.distributions import Normal, kl_divergence

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['CURVE', 'MATCHED', 'THRESHOLD_MSE', 'HOLDS', 'FAILS', 'Effect', 'number', 'effect', 'values', 'compare',
-           'interpolate', 'curve_of', 'gaps', 'gaps_by_photograph', 'compare_photographs', 'epochs_to', 'decide',
-           'Claim', 'nearest_in_rate', 'rise_by_order', 'less_noise', 'better_mse', 'attention_helps', 'better_loss',
-           'faster', 'masked_recovery', 'selective_kl', 'verdict', 'verdict_table', 'verdict_markdown', 'verdict_short']
+           'interpolate', 'curve_of', 'gaps', 'rate_gaps', 'holm', 'gaps_by_photograph', 'compare_photographs',
+           'epochs_to', 'decide', 'Claim', 'nearest_in_rate', 'rise_by_order', 'less_noise', 'better_mse',
+           'attention_helps', 'better_loss', 'faster', 'masked_recovery', 'selective_kl', 'verdict', 'verdict_table',
+           'verdict_markdown', 'verdict_short', 'in_short']
 
 # %% ../../nbs/lab/statistics.ipynb #cell-02
 from dataclasses import dataclass
@@ -85,8 +86,9 @@ def compare(
     return effect(*(s.loc[a.index.intersection(b.index)] for s in (a, b)))
 
 # %% ../../nbs/lab/statistics.ipynb #cell-11
-CURVE = ("vae_beta_4", "vae", "vae_beta_0.25", "vae_beta_0.06", "vae_beta_0.015", "vae_beta_0.004", "vae_beta_0.001")
-MATCHED = ("matched", "matched_beta_0.06", "matched_beta_0.015")  # the same of the VAE that has attention's weights
+CURVE = ("vae_beta_3", "vae_beta_2", "vae_beta_1.4", "vae", "vae_beta_0.65", "vae_beta_0.4", "vae_beta_0.25",
+         "vae_beta_0.15", "vae_beta_0.1", "vae_beta_0.045")
+MATCHED = ("matched_beta_2", "matched", "matched_beta_0.4")  # the same of the VAE that has attention's weights
 
 def interpolate(
     rates: np.ndarray,   # `[k]` bits, of the curve's points
@@ -119,6 +121,31 @@ def gaps(
     seeds = [s for s in error.index if s in errors.index and errors.loc[s].notna().all() and len(curve) > 1]
     at = lambda s: interpolate(rates.loc[s], errors.loc[s], rate[s]) if np.isfinite(rate[s]) else np.nan
     return pd.Series({s: error[s] - float(at(s)) for s in seeds}, dtype=float)
+
+# %% ../../nbs/lab/statistics.ipynb #b580c796
+def rate_gaps(
+    runs: pd.DataFrame,
+    variant: str,
+    points: tuple[str, ...] = CURVE,
+) -> pd.Series:                       # by seed
+    "Bits that a variant takes more than the VAE of the same error and seed; NaN outside of the curve."
+    curve = curve_of(runs, variant, points)
+    error, rate = (values(runs, variant, column) for column in ("mse", "rate_bits"))
+    found = {}
+    for s in error.index:
+        rates, errors = (np.array([values(runs, v, c).get(s, np.nan) for v in curve]) for c in ("rate_bits", "mse"))
+        if len(curve) < 2 or not np.isfinite([*rates, *errors]).all(): continue
+        order = np.argsort(errors)
+        found[s] = rate[s] - float(np.exp(np.interp(error[s], errors[order], np.log(rates)[order], np.nan, np.nan)))
+    return pd.Series(found, dtype=float)
+
+def holm(p: np.ndarray) -> np.ndarray:
+    "p values corrected for their number (Holm 1979); NaN stays."
+    p = np.asarray(p, float)
+    order, n = np.argsort(p), int(np.isfinite(p).sum())
+    corrected = np.full_like(p, np.nan)
+    corrected[order[:n]] = np.minimum(1, np.maximum.accumulate(p[order[:n]] * np.arange(n, 0, -1)))
+    return corrected
 
 # %% ../../nbs/lab/statistics.ipynb #795721c7
 def gaps_by_photograph(
@@ -154,7 +181,7 @@ def compare_photographs(
     return effect(a, b)
 
 # %% ../../nbs/lab/statistics.ipynb #cell-15
-THRESHOLD_MSE = 60.  # held-out, 32x32 pixels
+THRESHOLD_MSE = 150.  # held-out, 64x64 pixels
 
 def epochs_to(
     curves: pd.DataFrame,  # columns variant, seed, epoch, mse
@@ -221,12 +248,12 @@ def less_noise(runs: pd.DataFrame, areas: pd.DataFrame) -> Claim:
 def better_mse(runs: pd.DataFrame, photographs: pd.DataFrame) -> Claim:
     "Better MSE."
     stated, counted = "MSE, SAAAE minus VAE at the same beta", "MSE at matched rate, over seeds"
-    fitted, matched = gaps(runs, "saaae", rate_column="fitted_rate_bits"), gaps(runs, "saaae", points=MATCHED)
+    fitted = gaps(runs, "saaae", rate_column="fitted_rate_bits")
     effects = {stated: compare(runs, "saaae", "vae", "mse"),
                counted: effect(gaps(runs, "saaae")),
                "MSE at matched rate, over photographs": effect(gaps_by_photograph(runs, photographs, "saaae")),
                "MSE at matched rate, with a prior fitted to the codes": effect(fitted),
-               "MSE at matched rate, against the VAE with attention's weights": effect(matched),
+               "bits more than the VAE of the same error": effect(rate_gaps(runs, "saaae")),
                f"{stated}, over photographs": compare_photographs(photographs, "saaae", "vae", "mse"),
                "exact rate in bits, SAAAE minus VAE": compare(runs, "saaae", "vae", "rate_bits")}
     below = effects[counted].below and effects["MSE at matched rate, over photographs"].below
@@ -237,9 +264,13 @@ def better_mse(runs: pd.DataFrame, photographs: pd.DataFrame) -> Claim:
 # %% ../../nbs/lab/statistics.ipynb #cell-22
 def attention_helps(runs: pd.DataFrame, photographs: pd.DataFrame) -> Claim:
     "It is attention that helps."
-    controls = ("constant", "matched", "learned", "random", "shuffled_dimensions", "shuffled_images")
-    own, name = gaps(runs, "saaae"), "MSE at matched rate, SAAAE minus {}".format
+    controls = ("constant", "learned", "random", "shuffled_dimensions", "shuffled_images")
+    own, name = gaps(runs, "saaae"), "gap to the VAE at each one's own rate, SAAAE minus {}".format
     effects = {name(v): effect(own, gaps(runs, v).reindex(own.index)) for v in controls}
+    minus = lambda a, b: effect(gaps(runs, a), gaps(runs, b).reindex(gaps(runs, a).index))
+    effects["attention's weights without a gate (matched), minus the VAE at its rate"] = effect(gaps(runs, "matched"))
+    effects["the same, minus the identity in place of attention"] = minus("matched", "matched_identity")
+    effects["SAAAE charged exactly, minus sigma learned with the gate's weights"] = minus("saaae_exact", "sigma")
     beaten = [v for v in controls if effects[name(v)].below]
     not_beaten = [v for v in controls if v not in beaten]
     by_photograph = gaps_by_photograph(runs, photographs, "saaae")
@@ -248,7 +279,7 @@ def attention_helps(runs: pd.DataFrame, photographs: pd.DataFrame) -> Claim:
         effects[f"the same over photographs, minus {v}"] = effect(by_photograph, theirs)
     condition = f"held against {', '.join(beaten)}, and not against {', '.join(not_beaten)}"
     return Claim("Attention is what helps", decide(bool(beaten), not not_beaten, condition),
-                 name("constant"), name("matched"), effects, "gaps.png",
+                 name("constant"), name("shuffled_images"), effects, "gaps.png",
                  "Controls have the same machinery with a meaningless gate, or attention's weights without a gate.")
 
 def better_loss(runs: pd.DataFrame, beta: float = 1.) -> Claim:
@@ -304,16 +335,11 @@ def masked_recovery(runs: pd.DataFrame, photographs: pd.DataFrame) -> Claim:
 def selective_kl(runs: pd.DataFrame) -> Claim:
     "A KL decoupled from the anchors is better."
     stated, at_rate = "MSE, decoupled minus full KL", "MSE at matched rate, {} minus the VAE".format
-    counted, weighed = at_rate("saaae_decoupled"), at_rate("saaae_decoupled") + " with attention's weights"
+    counted = at_rate("saaae_decoupled")
     effects = {stated: compare(runs, "saaae_decoupled", "saaae", "mse")}
-    for v in ("saaae_decoupled", "saaae_decoupled_hard", "saaae", "saaae_exact"):
-        effects[at_rate(v)] = effect(gaps(runs, v))
-    for v in ("saaae_decoupled", "saaae_decoupled_hard"):
-        effects[at_rate(v) + " with attention's weights"] = effect(gaps(runs, v, points=MATCHED))
+    for v in ("saaae_decoupled", "saaae", "saaae_exact"): effects[at_rate(v)] = effect(gaps(runs, v))
     effects["exact rate in bits, decoupled minus full KL"] = compare(runs, "saaae_decoupled", "saaae", "rate_bits")
-    below = effects[counted].below
-    condition = "attention's extra weights are not counted" if below else "the rate is not counted"
-    return Claim("Selective KL", decide(effects[stated].below, below and effects[weighed].below, condition),
+    return Claim("Selective KL", decide(effects[stated].below, effects[counted].below, "the rate is not counted"),
                  stated, counted, effects, "gaps.png",
                  "The KL weighted by the gate, as the published text says (the published run charged the full KL).")
 
@@ -335,9 +361,14 @@ def verdict(
 # %% ../../nbs/lab/statistics.ipynb #cell-26
 def verdict_table(claims: list[Claim]) -> pd.DataFrame:
     "One row an effect."
-    return pd.DataFrame([dict(claim=c.claim, verdict=c.verdict, effect=name, **vars(e), figure=c.figure)
-                         for c in claims for name, e in c.effects.items()])
+    table = pd.DataFrame([dict(claim=c.claim, verdict=c.verdict, effect=name, **vars(e), figure=c.figure)
+                          for c in claims for name, e in c.effects.items()])
+    many = table.n > 12  # over photographs; over six seeds p is 0.031 at the least, which no correction survives
+    table.insert(7, "p_holm", np.nan)
+    table.loc[many, "p_holm"] = holm(table.p[many])
+    return table
 
+# %% ../../nbs/lab/statistics.ipynb #4616acbb
 def verdict_markdown(claims: list[Claim]) -> str:
     "All claims: one line each, then the effects of each."
     lines = ["| claim | verdict | shown in |", "|---|---|---|"]
@@ -362,3 +393,25 @@ def verdict_short(
         figures = "; ".join(f"{name}: {number(e.mean)} [{number(e.low)}, {number(e.high)}]" for name, e in shown)
         rows.append(f"| {c.claim} | **{c.verdict}** | {figures} | [figure]({folder}/{c.figure}) |")
     return "\n".join(["| claim | verdict | mean [95 % interval] | |", "|---|---|---|---|", *rows]) + "\n"
+
+# %% ../../nbs/lab/statistics.ipynb #9119c14c
+def in_short(runs: pd.DataFrame, linear: pd.DataFrame) -> str:
+    "What the tables say, in sentences that anyone reads. `linear` has the closed form's rates and errors."
+    mean = lambda v, c: values(runs, v, c).mean()
+    bound = lambda e: f"{e.mean:+.1f} [{e.low:+.1f}, {e.high:+.1f}]"
+    own, bits = effect(gaps(runs, "saaae")), effect(rate_gaps(runs, "saaae"))
+    other = effect(gaps(runs, "saaae"), gaps(runs, "shuffled_images").reindex(gaps(runs, "saaae").index))
+    exact = effect(gaps(runs, "saaae_exact"))
+    at = lambda v: np.interp(np.log(mean(v, "rate_bits")), np.log(linear.rate_bits), linear.mse, np.nan, np.nan)
+    finite = [v for v in runs.variant.unique() if np.isfinite(at(v))]
+    above = [v for v in finite if mean(v, "mse") > at(v)]
+    best = min(mean(v, "mse") / at(v) - 1 for v in finite)
+    bar = f"above the linear optimum: {', '.join(above)}" if above else "every network is below the linear optimum"
+    mse, rate = ({v: mean(v, column) for v in ("saaae", "vae")} for column in ("mse", "rate_bits"))
+    return f"""- **SAAAE rebuilds better than the VAE of the same beta because its code holds more**: \
+MSE {mse["saaae"]:.1f} against {mse["vae"]:.1f}, at {rate["saaae"]:.0f} bits against {rate["vae"]:.0f}. \
+At equal rate its error is {bound(own)} from the VAE's; for the same error it takes {bits.mean:+.0f} bits.
+- **The gate need not know the image**: with another image's importance in its place, what changes is \
+{bound(other)}. Charged exactly, SAAAE is {bound(exact)} from the VAE at equal rate.
+- **These networks are worth comparing**: {bar} at its rate, by up to {-best:.0%}.
+"""
