@@ -1,5 +1,9 @@
 # make reproduce   train VAE and SAAAE on the shipped photographs, leave results/quick/
 # make evidence    controls, seeds, statistics: run what is missing of results/evidence/ (hours; can be stopped and continued), then the verdict
+# make regime      how much training the evidence needs: error against training and width, on validation photographs
+# make water       one VAE at every rate: water-filling and tempering beside VAEs trained for each (some minutes a seed)
+# make audit       six VAEs of pythae, trained and audited (some minutes), into results/audit/
+# make notebooks   run the notebooks of the method, the lab and the applications that have changed; their outputs are committed
 # make verdict     draw the verdict again from the tables of results/evidence/
 # make check VARIANT=saaae SEED=0   one run of the evidence again, beside its rows in the tables (a minute or two);
 #                  EXPERIMENT=precision: of results/precision/
@@ -16,7 +20,7 @@
 # make docs        the documentation site, docs/_build/html/index.html
 # make lab         JupyterLab on the notebooks
 # make export      notebooks -> package, notebooks cleaned
-# make readme      fill the README's tables from results/
+# make readme      fill the tables of README and pages from results/
 PYTHON ?= python3
 BIN := .venv/bin
 NOTEBOOK := SAAAE_image_mask-linear.ipynb
@@ -29,7 +33,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 2147483647
 
-.PHONY: reproduce evidence verdict check precision applications models bench full test test-slow explore watch docs \
+.PHONY: reproduce evidence regime water audit notebooks verdict check precision applications models bench full test test-slow explore watch docs \
 	lab export readme
 
 .venv/installed: requirements.lock setup.py settings.ini
@@ -52,6 +56,22 @@ evidence: .venv/installed
 verdict: .venv/installed
 	@$(PAPERMILL) nbs/lab/verdict.ipynb results/evidence/verdict.ipynb
 	@echo "results/evidence/verdict.md says what holds; verdict.ipynb shows it."
+
+regime: .venv/installed
+	@mkdir -p results/regime
+	@$(PAPERMILL) nbs/lab/regime.ipynb results/regime/regime.ipynb
+
+water: .venv/installed
+	@mkdir -p results/water
+	@$(PAPERMILL) nbs/lab/water.ipynb results/water/water.ipynb
+
+audit: .venv/installed
+	@mkdir -p results/audit
+	@$(PAPERMILL) nbs/lab/audit_others.ipynb results/audit/audit.ipynb
+
+notebooks: .venv/installed
+	@$(BIN)/python tools/run_notebooks.py
+	@$(BIN)/nbdev_clean
 
 VARIANT ?= saaae
 SEED ?= 0

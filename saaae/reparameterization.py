@@ -214,11 +214,12 @@ class Reconstruction:
     x_hat: torch.Tensor          # `[b, 3, h, h]` in [-1, 1]
     posterior: AnchoredGaussian  # what z was drawn from
     t: torch.Tensor              # the precision, broadcasts to z
+    side_bits: float = 0.        # what the receiver is told besides, an image
 
     @property
     def rate_bits(self) -> torch.Tensor:
-        "What the code of each image costs: the exact KL in bits, `[b]`."
-        return self.posterior.rate_bits()
+        "What the code of each image costs: the exact KL in bits and what is told besides, `[b]`."
+        return self.posterior.rate_bits() + self.side_bits
 
 class OnDemand:
     "Reconstruction at any precision, for a class with `posterior(x)` and `decode(z)`."

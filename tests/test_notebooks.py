@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+import run_notebooks
+
 NOTEBOOKS = sorted(n for n in ROOT.glob("nbs/**/*.ipynb") if "#| default_exp" in n.read_text())
 
 
@@ -23,6 +26,7 @@ def test_there_are_notebooks():
         "apps/codec",
         "apps/conditional",
         "apps/restoration",
+        "lab/audit",
         "lab/conditioned",
         "lab/controls",
         "lab/faithfulness",
@@ -71,3 +75,29 @@ def test_notebook(notebook):
         [Path(sys.executable).with_name("nbdev_test"), "--path", notebook], cwd=ROOT, capture_output=True, text=True
     )
     assert run.returncode == 0 and "Success." in run.stdout, run.stdout[-3000:] + run.stderr[-3000:]
+
+
+def test_outputs_are_of_these_sources():
+    "Notebooks that are committed with outputs were run as they are: else `make notebooks`."
+    assert [p.relative_to(ROOT).as_posix() for p in run_notebooks.stale()] == []
+
+
+def test_a_changed_source_is_found(tmp_path, monkeypatch):
+    path = tmp_path / "nbs" / "toy.ipynb"
+    path.parent.mkdir()
+    cells = [dict(cell_type="code", source=["#| default_exp toy"]), dict(cell_type="code", source=["1 + 1"])]
+    path.write_text(json.dumps(dict(cells=cells)))
+    monkeypatch.setattr(run_notebooks, "ROOT", tmp_path)
+    monkeypatch.setattr(run_notebooks, "EXECUTED", path.parent / "executed.json")
+    assert run_notebooks.stale() == [path]
+    run_notebooks.EXECUTED.write_text(json.dumps({"nbs/toy.ipynb": run_notebooks.source_hash(path)}))
+    assert run_notebooks.stale() == []
+    cells[1]["source"] = ["1 + 2"]
+    path.write_text(json.dumps(dict(cells=cells)))
+    assert run_notebooks.stale() == [path]
+
+
+@pytest.mark.parametrize("notebook", run_notebooks.with_outputs(), ids=lambda n: n.stem)
+def test_a_picture_comes_early(notebook):
+    cells = json.loads(notebook.read_text())["cells"][:10]
+    assert any("image/png" in o.get("data", {}) for c in cells for o in c.get("outputs", []))

@@ -1,4 +1,4 @@
-"""Fill the tables of README.md from committed files, between `<!-- table FILE -->` and `<!-- end -->`.
+"""Fill the tables of README and pages from committed files, between `<!-- table FILE -->` and `<!-- end -->`.
 
 python tools/fill_readme.py
 """
@@ -22,6 +22,11 @@ def fill(readme: str) -> str:
     return BLOCK.sub(lambda m: m[1] + committed(m[2]).strip() + "\n" + m[3], readme)
 
 
+def pages() -> list[Path]:
+    "README and the pages of the site."
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(fill(path.read_text()))
+    for path in pages():
+        path.write_text(fill(path.read_text()))

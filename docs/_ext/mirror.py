@@ -7,6 +7,7 @@ from pathlib import Path
 
 PAGES = (
     "README.md",
+    "nbs/README.md",
     "nbs/*.ipynb",
     "nbs/*/*.ipynb",
     "results/*/*.ipynb",
