@@ -16,7 +16,6 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -107,8 +106,9 @@ def opencv_fill(method: str) -> Callable[..., np.ndarray]:
 def biharmonic_fill(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     "scikit-image's, on zeroed memory."
     module = tool("skimage.restoration.inpaint")
-    with mock.patch.object(module, "np", SimpleNamespace(**vars(np) | dict(empty=np.zeros))):
-        return module.inpaint_biharmonic(picture, mask, channel_axis=-1)
+    own, module.np = module.np, SimpleNamespace(**vars(np) | dict(empty=np.zeros))
+    try: return module.inpaint_biharmonic(picture, mask, channel_axis=-1)
+    finally: module.np = own
 
 def mean_colour(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     "The mean colour of what is known, everywhere."
