@@ -25,7 +25,7 @@ class Findings:
     "What was found."
     name: str
     own: dict[str, float]   # the model as it is
-    curve: pd.DataFrame     # along the path: level, rate_bits, mse
+    curve: pd.DataFrame     # along two paths, with no training: path, level, rate_bits, mse
     linear: pd.DataFrame    # the closed form: level, rate_bits, mse
 
     @property
@@ -46,11 +46,12 @@ class Findings:
             if o["leak_bits"] > .05 else "all of it is in the posterior that it reports"
         bar = f"the linear optimum of that rate has {o['linear_mse']:.4g}: the model is {against:+.0%} from it" \
             if math.isfinite(against) else "the linear optimum was not measured at that rate"
-        least = self.curve.loc[self.curve.rate_bits.sub(o["rate_bits"] / 2).abs().idxmin()]
+        ways = [c.loc[c.rate_bits.sub(o["rate_bits"] / 2).abs().idxmin()] for _, c in self.curve.groupby("path")]
+        least = min(ways, key=lambda way: way.mse)
         return (f"The code of an image costs {o['rate_bits']:.1f} bits, in {o['active']:.0f} of {o['latent']:.0f} "
                 f"dimensions; {leak}. The squared error of an image is {o['mse']:.4g} ({o['mse_mode']:.4g} without "
                 f"noise); {bar}. At about half the rate, {least.rate_bits:.1f} bits, the same model leaves "
-                f"{least.mse:.4g}, with no training.")
+                f"{least.mse:.4g}, with no training ({least.path}).")
 
 # %% ../../nbs/lab/audit.ipynb #8fc9f4e5
 class Audit(Findings):
@@ -61,7 +62,7 @@ class Audit(Findings):
         "Error against rate: the model, its path, the linear optimum."
         fig, ax = plt.subplots(figsize=(5.5, 3.2), layout="constrained")
         ax.plot(self.linear.rate_bits, self.linear.mse, color="k", lw=1, label="linear, closed form")
-        ax.plot(self.curve.rate_bits, self.curve.mse, "o-", ms=3, label="the model, water-filling")
+        for path, c in self.curve.groupby("path"): ax.plot(c.rate_bits, c.mse, "o-", ms=3, label=f"the model, {path}")
         ax.plot(self.own["rate_bits"], self.own["mse"], "*", ms=12, color="tab:orange", label="the model as it is")
         ax.set(xscale="log", yscale="log", xlabel="exact rate (bits an image)", ylabel="squared error of an image",
                title=self.name)
@@ -80,14 +81,15 @@ def linear_point(fit: LinearFit, x: torch.Tensor, level: float) -> dict[str, flo
     return dict(level=level, rate_bits=kl.item() / math.log(2), mse=error.item())
 
 @torch.no_grad()
-def model_point(filled: Filled, x: torch.Tensor, s: float, batch: int = 64) -> dict[str, float]:
-    "Exact rate and error of a model at a level of the path."
+def model_point(filled: Filled, x: torch.Tensor, s: float, path: str, batch: int = 64) -> dict[str, str | float]:
+    "Exact rate and error of a model at a level of a path: water-filling or tempering."
     noise, rates, errors = torch.Generator(x.device).manual_seed(0), [], []
     for part in x.split(batch):
-        r = filled.reconstruct(part, s=s, generator=noise)
+        r = (filled.reconstruct(part, s=s, generator=noise) if path == "water-filling"
+             else filled.plain.reconstruct(part, t=1 / s, generator=noise))
         rates.append(r.rate_bits)
         errors.append((r.x_hat - part).square().flatten(1).sum(1))
-    return dict(level=s, rate_bits=torch.cat(rates).mean().item(), mse=torch.cat(errors).mean().item())
+    return dict(path=path, level=s, rate_bits=torch.cat(rates).mean().item(), mse=torch.cat(errors).mean().item())
 
 # %% ../../nbs/lab/audit.ipynb #cell-09
 @torch.no_grad()
@@ -116,7 +118,8 @@ def audit(
         for m in modes: m.training = False
         seen, x = images[::2], images[1::2]
         own, filled = own_figures(vae, x), water_fill(vae, seen)
-        curve = pd.DataFrame([model_point(filled, x, 2.**k) for k in np.arange(-1, 8.5, .75)])
+        curve = pd.DataFrame([model_point(filled, x, 2.**k, path) for path in ("water-filling", "tempering")
+                              for k in np.arange(0, 8.5, .75)])
         fit = fit_pairs(seen.flatten(1).float().cpu(), [seen.flatten(1).float().cpu()], 0, ridge=0)
         levels = fit.variance[0].item() * np.geomspace(1e-4, .5, 24)
         line = pd.DataFrame([linear_point(fit, x.float().cpu(), float(level)) for level in levels])
