@@ -419,14 +419,14 @@ def in_short(runs: pd.DataFrame, linear: pd.DataFrame) -> str:
     best = min(mean(v, "mse") / at(v) - 1 for v in finite)
     bar = f"above the linear optimum: {', '.join(above)}" if above else "every network is below the linear optimum"
     tempered = effect(tempered_minus(runs, "saaae"))
-    no_training = f" The plain VAE, tempered to that rate with no training, is {bound(tempered)} from SAAAE." \
+    no_training = f" That of the plain VAE, tempered to this rate with no training, is {bound(tempered)} from SAAAE's." \
         if tempered.n > 1 else ""
     mse, rate = ({v: mean(v, column) for v in ("saaae", "vae")} for column in ("mse", "rate_bits"))
     return f"""- **SAAAE rebuilds better than the VAE of the same beta because its code holds more**: \
 MSE {mse["saaae"]:.1f} against {mse["vae"]:.1f}, at {rate["saaae"]:.0f} bits against {rate["vae"]:.0f}. \
 At equal rate its error is {bound(own)} from the VAE's; for the same error it takes {bits.mean:+.0f} bits.{no_training}
-- **The gate need not know the image**: with another image's importance in its place, what changes is \
-{bound(other)}. Charged exactly, SAAAE is {bound(exact)} from the VAE at equal rate.
+- **The gate need not know the image**: with another image's importance in its place the error changes \
+by {bound(other)}, at equal rate. Charged exactly, SAAAE's error is {bound(exact)} from the VAE's.
 - **These networks are worth comparing**: {bar} at its rate, by up to {-best:.0%}.
 
 Squared error of a held-out image, mean of {runs.seed.nunique()} seeds [95 % interval]; lower is better.
