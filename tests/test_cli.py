@@ -19,7 +19,7 @@ TOY = ("--image-size", "32", "--patch-size", "4", "--width", "2", "--latent", "4
 def saaae(*line, cwd=None):
     "Run the command; returns the finished process."
     return subprocess.run(
-        [sys.executable, "-c", "import sys; from saaae.tools.cli import main; sys.exit(main())", *map(str, line)],
+        [sys.executable, "-m", "saaae", *map(str, line)],
         cwd=cwd,
         capture_output=True,
         text=True,

@@ -475,3 +475,30 @@ def test_hidden_and_archive_folders_are_passed_over(tmp_path, images, capsys):
     source, out, codec = (str(tmp_path / name) for name in ("in", "out", "codec.safetensors"))
     assert main(["encode", source, out, "--model", codec]) == 0
     assert "encoded 2 of 2 files" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("bank", [False, True])
+def test_noise_is_fresh_for_every_image_of_every_step_unless_it_is_banked(bank, monkeypatch):
+    from saaae.lab.controls import configure
+    from saaae.reparameterization import AnchoredGaussian
+    from saaae.sources.photos64 import photos64
+    from saaae.training import Learner, build_model, train_epoch
+
+    drawn, sample = [], AnchoredGaussian.sample
+
+    def record(self, generator=None):
+        z = sample(self, generator)
+        drawn.append(((z - self.mu) / self.std).detach())
+        return z
+
+    monkeypatch.setattr(AnchoredGaussian, "sample", record)
+    cfg = configure(
+        "small", image_size=16, patch_size=4, width=2, latent=4, batch_size=5, epochs=2, noise_bank=bank, device="cpu"
+    )
+    learner, images = Learner(build_model(cfg), cfg, 8), photos64("train", 20, 16)
+    for epoch in (1, 2):
+        train_epoch(learner, images, cfg, epoch)
+    eps = torch.cat(drawn)
+    distinct = len({tuple(round(v, 3) for v in row) for row in eps.tolist()})
+    assert len(eps) == 40 and (distinct < 40 if bank else distinct == 40)
+    assert eps.mean().abs() < 0.4 and 0.6 < eps.std() < 1.4

@@ -23,7 +23,7 @@ from einops import rearrange
 from PIL import Image
 
 from ..data import DataError, Images, SaaaeError, normalize
-from ..sources.files import atomic_write, read_tensors, save_tensors
+from ..sources.files import atomic_write, misfit, read_tensors, save_tensors
 from ..sources.folder import find_files, image_suffixes
 from ..sources.images import read_image
 from ..sources.load import load_images
@@ -332,11 +332,7 @@ def check_codec(
         own |= {k: torch.empty(dims, dtype=torch.float64) for k in ("centre", "spread")} | dict(
             frequency=torch.empty(len(LEVELS), dims, 2**DEPTH - 1, dtype=torch.int32)
         )
-    fits = lambda k, a, b: (
-        a.shape == b.shape and (a.dtype == b.dtype or k.startswith("model.") and b.is_floating_point())
-    )
-    if wrong := sorted(own.keys() ^ tensors.keys()) or [k for k in own if not fits(k, own[k], tensors[k])]:
-        raise CodecError(f"{wrong[0]} is not what its config says")
+    if wrong := misfit(own, tensors, "model."): raise CodecError(f"{wrong} is not what its config says")
     if wrong := [k for k, v in tensors.items() if not v.isfinite().all()]:
         raise CodecError(f"{wrong[0]} is not finite")
     if (tensors["spread"] <= 0).any(): raise CodecError("spread must be above 0")

@@ -419,8 +419,9 @@ def in_short(runs: pd.DataFrame, linear: pd.DataFrame) -> str:
     best = min(mean(v, "mse") / at(v) - 1 for v in finite)
     bar = f"above the linear optimum: {', '.join(above)}" if above else "every network is below the linear optimum"
     tempered = effect(tempered_minus(runs, "saaae"))
-    no_training = f" That of the plain VAE, tempered to this rate with no training, is {bound(tempered)} from SAAAE's." \
-        if tempered.n > 1 else ""
+    no_training = ""
+    if tempered.n > 1:
+        no_training = f" That of the plain VAE, tempered to this rate afterwards, is {bound(tempered)} from SAAAE's."
     mse, rate = ({v: mean(v, column) for v in ("saaae", "vae")} for column in ("mse", "rate_bits"))
     return f"""- **SAAAE rebuilds better than the VAE of the same beta because its code holds more**: \
 MSE {mse["saaae"]:.1f} against {mse["vae"]:.1f}, at {rate["saaae"]:.0f} bits against {rate["vae"]:.0f}. \

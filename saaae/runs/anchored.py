@@ -20,7 +20,7 @@ from ..training import unwrapped
 from ..anchoring import Anchor, attach
 from .pretrained import HUB, fetch, named_folder
 from .weights import meant, plain_state
-from ..sources.files import is_folder, read_tensors, save_tensors
+from ..sources.files import is_folder, misfit, read_tensors, save_tensors
 
 # %% ../../nbs/runs/anchored.ipynb #cell-05
 ANCHOR = "anchor.safetensors"
@@ -66,9 +66,7 @@ def read_gate(
         refuse(e)
     own = gate.state_dict()
     weights = {name: weights[theirs] for name, theirs in meant(weights, own).items()}
-    fits = lambda a, b: a.shape == b.shape and (a.dtype == b.dtype or a.is_floating_point() and b.is_floating_point())
-    if wrong := sorted(own.keys() ^ weights.keys()) or [k for k in own if not fits(own[k], weights[k])]:
-        refuse(f"it has the weights of another gate, {wrong[0]} differs")
+    if wrong := misfit(own, weights): refuse(f"it has the weights of another gate, {wrong} differs")
     weights, learned = {k: v.to(own[k].dtype) for k, v in weights.items()}, dict(gate.named_parameters())
     for k, v in weights.items():
         if v.isnan().any() or k in learned and v.isinf().any(): refuse(f"{k} is not finite")

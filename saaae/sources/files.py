@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['CLONE', 'DATA', 'FULL', 'MAX_HEADER', 'clone_at', 'user_cache', 'atomic_file', 'atomic_write', 'tensors_sha256',
-           'save_tensors', 'check_header', 'read_tensors', 'read_shapes', 'read_weights', 'is_folder']
+           'save_tensors', 'check_header', 'read_tensors', 'misfit', 'read_shapes', 'read_weights', 'is_folder']
 
 # %% ../../nbs/sources/files.ipynb #cell-02
 import errno, hashlib, io, json, os, re, tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,20 @@ def read_tensors(
         raise DataError(f"{path} cannot be read ({e}).") from e
     return tensors, said["about"]
 
+# %% ../../nbs/sources/files.ipynb #e727462e
+def misfit(
+    own: Mapping[str, torch.Tensor],                       # what is wanted
+    theirs: Mapping[str, torch.Tensor | tuple[int, ...]],  # what a file has, or its shapes
+    exact: str = "",  # names that begin otherwise must have the very number type; else any floating point will do
+) -> str:             # the first name that only one has, or that differs; empty if all fit
+    "Do these weights fit this model?"
+    def fits(name: str) -> bool:
+        a, b = own[name], theirs[name]
+        if not isinstance(b, torch.Tensor): return tuple(a.shape) == tuple(b)
+        floats = a.is_floating_point() and b.is_floating_point() and name.startswith(exact)
+        return a.shape == b.shape and (a.dtype == b.dtype or floats)
+    return next(iter(sorted(own.keys() ^ theirs.keys()) or [name for name in own if not fits(name)]), "")
+
 # %% ../../nbs/sources/files.ipynb #038dc95b
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     "The names and shapes in a safetensors file; no tensor is read. Raises `DataError`."
@@ -144,8 +158,7 @@ def read_weights(
     """A model's weights. Raises `DataError` for a file that is none, of another model, damaged, or with numbers that
     are not finite."""
     shapes = read_shapes(Path(path))
-    wrong = sorted(like.keys() ^ shapes.keys()) or [k for k in like if tuple(like[k].shape) != shapes[k]]
-    if wrong: raise DataError(f"{path} has the weights of another model: {wrong[0]} differs.")
+    if wrong := misfit(like, shapes): raise DataError(f"{path} has the weights of another model: {wrong} differs.")
     weights = {}
     for name, t in read_tensors(Path(path))[0].items():
         kind = like[name].dtype

@@ -7,7 +7,7 @@ __all__ = ['RUN', 'CommandError', 'model_folder', 'described', 'open_models', 'i
            'run_evaluate', 'check_output', 'run_reconstruct', 'progress', 'run_info']
 
 # %% ../../nbs/tools/commands.ipynb #cell-02
-import argparse, inspect, json, re, sys
+import argparse, ast, inspect, io, json, sys, tokenize
 from ast import literal_eval
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -101,9 +101,16 @@ def images_of(
 # %% ../../nbs/tools/commands.ipynb #cell-12
 def field_help() -> dict[str, str]:
     "The comment beside each field of `LabConfig`, empty where there is none."
-    source = "".join(map(inspect.getsource, (Fields, LabFields)))
-    return dict(re.findall(r"^ {4}(\w+): [^#\n]*(?:# (.*))?$", source, re.M))
+    found = {}
+    for kind in (Fields, LabFields):
+        source = inspect.getsource(kind)
+        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+        beside = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+        for line in ast.parse(source).body[0].body:
+            if isinstance(line, ast.AnnAssign): found[line.target.id] = beside.get(line.end_lineno, "")
+    return found
 
+# %% ../../nbs/tools/commands.ipynb #ea2b2de6
 def to_value(
     text: str,    # as typed
     kind: type,   # the field's type
