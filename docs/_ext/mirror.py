@@ -63,9 +63,9 @@ def links(
         name, _, anchor = target.partition("#")
         bases = (
             folder,
-            root / "nbs",
+            *(root / "nbs" / room for room in ("", "lab", "apps", "tools")),
             root,
-        )  # an executed notebook was written in nbs, the README's tables for the README
+        )  # an executed notebook was written in nbs or a room of it, the README's tables for the README
         path = next((p for base in bases if (p := Path(os.path.normpath(base / name))).exists()), None)
         if path is None:
             raise FileNotFoundError(f"{folder.relative_to(root)}: there is no {target}, which a page links to.")
