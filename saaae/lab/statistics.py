@@ -421,7 +421,8 @@ def in_short(runs: pd.DataFrame, linear: pd.DataFrame) -> str:
     tempered = effect(tempered_minus(runs, "saaae"))
     no_training = ""
     if tempered.n > 1:
-        no_training = f" That of the plain VAE, tempered to this rate afterwards, is {bound(tempered)} from SAAAE's."
+        no_training = (" That of the plain VAE, tempered to this rate with no training, "
+                       f"is {bound(tempered)} from SAAAE's.")
     mse, rate = ({v: mean(v, column) for v in ("saaae", "vae")} for column in ("mse", "rate_bits"))
     return f"""- **SAAAE rebuilds better than the VAE of the same beta because its code holds more**: \
 MSE {mse["saaae"]:.1f} against {mse["vae"]:.1f}, at {rate["saaae"]:.0f} bits against {rate["vae"]:.0f}. \
