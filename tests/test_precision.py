@@ -98,7 +98,7 @@ def test_committed_tables_say_what_made_them():
         assert {(r["variant"], int(r["seed"])) for r in rows(RESULTS / f"{name}.csv")} == expected
     for (variant, seed), line in lines.items():
         assert line["git"]["modified"] is False and len(line["git"]["commit"]) == 40
-        assert configure(**run_config(line)) == variant_config(variant, seed, RESULTS, device="cpu")
+        assert configure(**run_config(line)) == variant_config(variant, seed, RESULTS, "evidence32", device="cpu")
 
 
 def test_committed_goals_follow_from_the_committed_tables(tmp_path):

@@ -34,7 +34,7 @@ def breaks(how):
 
 for folder, given in json.loads(sys.argv[1]).items():
     stop, how, other = (given.pop(k, None) for k in ("stop", "breaks", "other_seed"))
-    cfg = configure(**dict(image_size=16, patch_size=4, width=2, latent=4, attention="linear", epochs=2, \
+    cfg = configure("small", **dict(image_size=16, patch_size=4, width=2, latent=4, attention="linear", epochs=2, \
 batch_size=7, device="cpu") | given)
     images = load_images("photos64", "train", 16, 30)
     if other and rank: cfg = configure(**vars(cfg) | dict(seed=1))
