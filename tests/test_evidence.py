@@ -1,6 +1,7 @@
 "The evidence, its verdict and the STL-10 protocol: the same notebooks at toy size, and what is committed."
 
 import hashlib, json, os, re, shutil, subprocess, sys, time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -216,7 +217,11 @@ def test_committed_tables_say_what_made_them():
     for (variant, seed), line in lines.items():
         assert line["git"]["modified"] is False and len(line["git"]["commit"]) == 40
         config = configure(**run_config(line) | dict(device="cpu"))
-        assert config == variant_config(variant, seed, EVIDENCE, device="cpu")
+        now = variant_config(variant, seed, EVIDENCE, device="cpu")
+        if config.gate_value:  # a figure of another run, read by another version of pandas: its last digit may differ
+            assert now.gate_value == pytest.approx(config.gate_value, rel=1e-12)
+            now = replace(now, gate_value=config.gate_value)
+        assert config == now
     assert min(sum(v == variant for v, _ in runs) for variant, _ in runs) >= 6
 
 

@@ -33,7 +33,7 @@ def test_quick_preset(tmp_path):
     metrics, summary = rows(tmp_path / "run" / "metrics.csv"), rows(tmp_path / "run" / "summary.csv")
     assert [(r["model"], r["epoch"]) for r in metrics] == [("vae", "1"), ("saaae", "1"), ("vae", "2"), ("saaae", "2")]
     assert [r["images"] for r in summary][:2] == ["photos64 test"] * 2
-    assert [float(r["mse"]) for r in summary] == [float(r["mse"]) for r in metrics[2:]]
+    assert [float(r["mse"]) for r in summary[:2]] == [float(r["mse"]) for r in metrics[2:]]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["width"] == 2
 
     again = papermill(NOTEBOOK, tmp_path / "again", preset="quick", **TOY)
