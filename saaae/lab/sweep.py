@@ -242,7 +242,7 @@ def run_again(
     needed = [NEEDS[variant]] if variant == "finetuned_decoder" else []
     for name in (*needed, variant):
         line, own = lines[name, seed], {"gate_value", *(VARIANTS | PRECISION)[name][0]}  # what the variant sets itself
-        given = {field: value for field, value in line["config"].items() if field not in own}
+        given = {field: value for field, value in line["config"].items() if field not in own | {"device"}}
         given |= dict(preset=line["preset"], threads=line["machine"]["threads"])
         run_variant(name, seed, scratch, given, notebook=NOTEBOOKS[experiment])
         refuse_other(describe_variant(scratch, name, seed), run_config(line))
