@@ -1,5 +1,6 @@
 # make reproduce   train VAE and SAAAE on the shipped photographs, leave results/quick/
 # make evidence    controls, seeds, statistics: run what is missing of results/evidence/ (hours; can be stopped and continued), then the verdict
+# make tiny_imagenet  the same on Tiny-ImageNet (12,500 training images, downloaded on first use; hours, or minutes with DEVICE=cuda WORKERS=16)
 # make regime      how much training the evidence needs: error against training and width, on validation photographs
 # make water       one VAE at every rate: water-filling and tempering beside VAEs trained for each (some minutes a seed)
 # make audit       six VAEs of pythae, trained and audited (some minutes), into results/audit/
@@ -33,7 +34,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 2147483647
 
-.PHONY: reproduce evidence regime water audit notebooks verdict check precision applications models bench full test test-slow explore watch docs \
+.PHONY: reproduce evidence tiny_imagenet regime water audit notebooks verdict check precision applications models bench full test test-slow explore watch docs \
 	lab export readme
 
 .venv/installed: requirements.lock setup.py settings.ini
@@ -56,6 +57,16 @@ evidence: .venv/installed
 verdict: .venv/installed
 	@$(PAPERMILL) nbs/lab/verdict.ipynb results/evidence/verdict.ipynb
 	@echo "results/evidence/verdict.md says what holds; verdict.ipynb shows it."
+
+WORKERS ?= 2
+DEVICE ?= cpu
+TINY := dataset=tiny_imagenet epochs=8 train_images=12500 test_images=1000
+tiny_imagenet: .venv/installed
+	@mkdir -p results/tiny_imagenet
+	@$(BIN)/python tools/run_evidence.py results/tiny_imagenet --workers $(WORKERS) $(TINY) eval_every=1 device=$(DEVICE)
+	@$(PAPERMILL) nbs/lab/evidence.ipynb results/tiny_imagenet/evidence.ipynb -p out $(CURDIR)/results/tiny_imagenet \
+		$(subst =, ,$(TINY:%=-p %))
+	@$(PAPERMILL) nbs/lab/verdict.ipynb results/tiny_imagenet/verdict.ipynb -p out $(CURDIR)/results/tiny_imagenet
 
 regime: .venv/installed
 	@mkdir -p results/regime

@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT, papermill, rows
 from saaae.lab import sweep
 from saaae.lab.statistics import in_short
+from saaae.lab.sweep import read_text, save_table, table_file
 from saaae.lab.sweep import check_run, complete_runs, run_config
 from saaae.config import ConfigError
 from saaae.lab.controls import configure
@@ -243,6 +244,20 @@ def test_committed_verdict_follows_from_the_committed_tables(tmp_path):
 
 
 def test_sentences_of_the_readme_follow_from_the_committed_tables():
-    runs, linear = (pd.read_csv(EVIDENCE / f"{name}.csv") for name in ("runs", "linear"))
-    written = (EVIDENCE / "in_short.md").read_text()
-    assert in_short(runs, linear) == written and written.strip() in (ROOT / "README.md").read_text()
+    for folder in (EVIDENCE, ROOT / "results" / "tiny_imagenet"):
+        runs, linear = (pd.read_csv(folder / f"{name}.csv") for name in ("runs", "linear"))
+        written = (folder / "in_short.md").read_text()
+        assert in_short(runs, linear) == written and written.strip() in (ROOT / "README.md").read_text()
+
+
+def test_a_large_table_is_compressed_and_read_again(tmp_path, monkeypatch):
+    figures = dict(mse=["1.23456789", "2"], mse_pixel_hidden="3", psnr_db="4")
+    table = pd.DataFrame(dict(variant="vae", seed="0", group=["1", "2"], **figures))
+    save_table(table, tmp_path, "photographs")
+    assert table_file(tmp_path, "photographs").name == "photographs.csv"
+    assert read_text(tmp_path / "photographs.csv").equals(table)
+    monkeypatch.setattr("saaae.lab.sweep.LARGE", 1)
+    save_table(table, tmp_path, "photographs")
+    path = table_file(tmp_path, "photographs")
+    assert path.name == "photographs.csv.gz" and [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert pd.read_csv(path).mse.tolist() == [1.23457, 2.0] and "psnr_db" not in pd.read_csv(path)

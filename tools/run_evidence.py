@@ -3,7 +3,7 @@
     python tools/run_evidence.py results/evidence --seeds 6 --workers 12 --device cuda
     make evidence     # then joins the tables, and draws the verdict
 
-Runs that are complete are skipped. Needs neither Dask nor papermill.
+Runs that are complete, or in the tables, are skipped. Needs neither Dask nor papermill.
 """
 
 import argparse, ast, json, os, sys, time
@@ -66,7 +66,11 @@ def main():
 
     names = args.variants or list(VARIANTS)
     grid = [(v, s) for s in range(*args.seeds) for v in names]
-    grid = [run for run in grid if not (run_path(args.experiment, *run) / "evaluation.csv").exists()]
+    lines = args.experiment / "runs.jsonl"  # a clone has the tables alone
+    known = map(json.loads, lines.read_text().splitlines() if lines.exists() else ())
+    made = {(line["variant"], line["seed"]) for line in known}
+    done = lambda run: run in made or (run_path(args.experiment, *run) / "evaluation.csv").exists()
+    grid = [run for run in grid if not done(run)]
     began, failed = time.monotonic(), 0
     with get_context("spawn").Pool(args.workers) as pool:
         for needing in (False, True):  # what needs another run's results comes last
