@@ -64,9 +64,9 @@ TINY := dataset=tiny_imagenet epochs=8 train_images=12500 test_images=1000
 tiny_imagenet: .venv/installed
 	@mkdir -p results/tiny_imagenet
 	@$(BIN)/python tools/run_evidence.py results/tiny_imagenet --workers $(WORKERS) $(TINY) eval_every=1 device=$(DEVICE)
-	@$(PAPERMILL) nbs/lab/evidence.ipynb results/tiny_imagenet/evidence.ipynb -p out $(CURDIR)/results/tiny_imagenet \
+	@$(PAPERMILL) nbs/lab/evidence.ipynb results/tiny_imagenet/evidence.ipynb -p out results/tiny_imagenet \
 		$(subst =, ,$(TINY:%=-p %))
-	@$(PAPERMILL) nbs/lab/verdict.ipynb results/tiny_imagenet/verdict.ipynb -p out $(CURDIR)/results/tiny_imagenet
+	@$(PAPERMILL) nbs/lab/verdict.ipynb results/tiny_imagenet/verdict.ipynb -p out results/tiny_imagenet
 
 regime: .venv/installed
 	@mkdir -p results/regime
