@@ -9,9 +9,9 @@
 # make check VARIANT=saaae SEED=0   one run of the evidence again, beside its rows in the tables (a minute or two);
 #                  EXPERIMENT=precision: of results/precision/
 # make precision   one model for all rates, regions: run what is missing of results/precision/ (an hour or two; can be stopped and continued)
-# make applications  inpainting, denoising, compression, conditional generation, and the tutorial of anchoring: train and measure what is missing
-#                  of results/applications/ (half an hour; can be stopped and continued)
-# make models      train the models that ship again (minutes; can be stopped and continued), into saaae/pretrained/
+# make applications  inpainting, denoising, compression, conditional generation, and the tutorial of anchoring, into results/applications/ (an hour
+#                  and more); KODAK=folder measures compression on the Kodak suite, too
+# make models      train the models that ship again, into saaae/pretrained/ (an hour and a half; can be stopped and continued; needs apt-get)
 # make bench       training at the published widths beside other loops: images a second, memory, share of the rate of matrix products (a quarter of an hour)
 # make full        the published schedule whole, on photos64: 3,000 epochs of both models, for a machine with a CUDA device
 # make test        the tests, but for those over a minute; two processes of one thread each
@@ -99,14 +99,20 @@ precision: .venv/installed
 # Two notebooks at a time, on one thread each: sooner done than one on two.
 applications: .venv/installed
 	@mkdir -p results/applications
-	@printf '%s\n' generation denoising compression inpainting any_vae | OMP_NUM_THREADS=1 xargs -P 2 -I @ sh -c \
+	@$(BIN)/python data/photos64/build.py --originals
+	@printf '%s\n' denoising generation inpainting any_vae | OMP_NUM_THREADS=1 xargs -P 2 -I @ sh -c \
 		'echo "@ begins"; $(BIN)/papermill -k python3 --no-progress-bar --log-level ERROR nbs/apps/@.ipynb results/applications/@.ipynb && echo "@ is done"'
+	@$(BIN)/papermill -k python3 --no-progress-bar --log-level ERROR nbs/apps/compression.ipynb results/applications/compression.ipynb $(if $(KODAK),-p kodak $(KODAK))
 	@echo "results/applications has a table, a picture and an executed notebook for each."
 
 models: .venv/installed
 	@mkdir -p results/shipped
 	@$(PAPERMILL) nbs/tools/shipped.ipynb results/shipped/shipped.ipynb
 	@echo "The models and their card are in saaae/pretrained/photos64."
+	@$(BIN)/python data/photos64/build.py --originals
+	@printf '%s\n' codec restorer | OMP_NUM_THREADS=1 xargs -P 2 -I @ $(BIN)/python -m saaae.apps.picture_training @
+	@OMP_NUM_THREADS=1 $(BIN)/python -m saaae.apps.picture_training ship
+	@echo "The models for pictures are in saaae/pretrained/pictures."
 
 bench: .venv/installed
 	@mkdir -p results/bench

@@ -17,6 +17,7 @@ project, author, release = "saaae", settings["DEFAULT"]["author"], settings["DEF
 copyright = settings["DEFAULT"]["copyright"]
 
 mirror.build(ROOT, HERE / "_repo")
+mirror.api_pages(ROOT, HERE / "api")
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.viewcode", "myst_nb", "docments", "mathml"]
 exclude_patterns = ["_build", ".gitignore"]

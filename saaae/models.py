@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from einops.layers.torch import Rearrange
 from torch import nn
@@ -20,6 +20,8 @@ import torch
 
 from .attention import ATTENTION
 from .reparameterization import AnchoredGaussian, OnDemand, noise_gate, to_importance
+
+if TYPE_CHECKING: from saaae.apps.front import Pictures
 
 # %% ../nbs/03_models.ipynb #cell-05
 def conv_encoder(width: int) -> nn.Sequential:
@@ -30,8 +32,7 @@ def conv_encoder(width: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten())
 
 def conv_decoder(width: int, image_size: int, latent: int) -> nn.Sequential:
-    """`[b, latent]` -> `[b, 3, h, h]` in [-1, 1]: a linear layer, four transposed convolutions that double the image,
-    tanh."""
+    "`[b, latent]` -> `[b, 3, h, h]` in [-1, 1]: a linear layer, four transposed convolutions that double, tanh."
     side, channels = image_size // 16, (8 * width, 4 * width, 2 * width, width, 3)
     layers = [nn.Linear(latent, 8 * width * side**2), Rearrange("b (c h w) -> b c h w", h=side, w=side)]
     for c_in, c_out in zip(channels, channels[1:]):
@@ -43,8 +44,7 @@ def conv_decoder(width: int, image_size: int, latent: int) -> nn.Sequential:
 PLACES, CHANNELS = 8, 2  # a spatial latent: 8x8 places, as many dimensions in all as the published 128
 
 def spatial_encoder(width: int, image_size: int) -> nn.Sequential:
-    """`[b, 3, h, h]` -> `[b, 4*width, 8, 8]`: convolutions that halve the image down to 8x8 places, and two that look
-    around."""
+    "`[b, 3, h, h]` -> `[b, 4*width, 8, 8]`: convolutions that halve down to 8x8 places, and two that look around."
     channels = [3, *(width * min(2**i, 4) for i in range(int(math.log2(image_size // PLACES))))]
     layers = [nn.Conv2d(c_in, c_out, 4, stride=2, padding=1) for c_in, c_out in zip(channels, channels[1:])]
     layers += [nn.Conv2d(c_in, 4 * width, 3, padding=1) for c_in in (channels[-1], 4 * width)]
@@ -54,18 +54,23 @@ def spatial_decoder(width: int, image_size: int) -> nn.Sequential:
     "`[b, 2, 8, 8]` -> `[b, 3, h, h]` in [-1, 1]: the same way back, ending in a tanh."
     channels = [*(width * min(2**i, 4) for i in reversed(range(1, int(math.log2(image_size // PLACES))))), 3]
     layers = [nn.Conv2d(c_in, 4 * width, 3, padding=1) for c_in in (CHANNELS, 4 * width)]
-    layers += [
-        nn.ConvTranspose2d(c_in, c_out, 4, stride=2, padding=1) for c_in, c_out in zip([4 * width, *channels], channels)
-    ]
+    pairs = zip([4 * width, *channels], channels)
+    layers += [nn.ConvTranspose2d(c_in, c_out, 4, stride=2, padding=1) for c_in, c_out in pairs]
     return nn.Sequential(*[m for layer in layers for m in (layer, nn.ReLU(inplace=True))][:-1], nn.Tanh())
 
 # %% ../nbs/03_models.ipynb #07adb063
 class Saved:
     "What is read from a folder or the Hub, and written there."
+    @overload
+    @classmethod
+    def from_pretrained(cls, name: Literal["pictures"]) -> "Pictures": ...  # type: ignore[overload-overlap]
+    @overload
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **kwargs: Any) -> Self: ...
     @classmethod
     def from_pretrained(
         cls,
-        name: str | Path,  # photos64, which ships; a folder of `save_pretrained`; or on the Hub
+        name: str | Path,  # pictures or photos64, which ship; a folder of `save_pretrained`; or on the Hub
         **kwargs: Any,  # of `saaae.runs.pretrained.load_pretrained`: dtype, device, where on the Hub, the model's own
     ) -> Self:             # of the class that is asked, in evaluation mode
         "A trained model. Raises `ValueError`, `TypeError` for an unknown argument, `DataError` for damaged files."

@@ -239,7 +239,7 @@ def test_commands_can_be_right():
     "line",
     [
         "make nothing",
-        "saaae rebuild holiday",
+        "saaae rebuilt holiday",
         "saaae info",
         "saaae train --out a --epoch 3",
         "papermill nbs/nothing.ipynb out.ipynb",

@@ -16,7 +16,6 @@ from torch.optim.swa_utils import AveragedModel
 from saaae.runs import folder as runs_folder
 from saaae.runs.checkpoint import learner_state, load_learner
 from saaae.anchoring import anchor, anchored
-from saaae.apps.codec import CodecError, fit_codec, load_codec
 from saaae.apps.conditional import codes, decode, known_classes
 from saaae.data import DataError, Images
 from saaae.evaluation import evaluate, plot_grid
@@ -228,8 +227,6 @@ def test_parallel_models_are_trained_evaluated_and_drawn(tmp_path):
     assert mse(wrapped["saaae"]) == mse(models["saaae"])
     rows = lambda models: [ax.get_ylabel() for ax in plot_grid(models, images, CFG, 1).axes]
     assert rows(wrapped) == rows(models) and "attention" in rows(wrapped)
-    codec = lambda model: fit_codec(model, CFG, images, rounds=1).name
-    assert codec(wrapped["saaae"]) == codec(models["saaae"])
 
 
 @pytest.mark.parametrize("form", ["compiled", "parts", "in_place", "copied"])
@@ -477,12 +474,6 @@ def test_no_error_advises_deleting():
         if path.name == "stl10.py":
             continue  # which names the damaged files of a download
         assert "delete" not in path.read_text().lower(), path
-
-
-def test_the_codec_of_a_shipped_model_names_what_is_wanted():
-    weights = PRETRAINED / "photos64" / "saaae" / "model.safetensors"
-    with pytest.raises(CodecError, match="is a model alone and no codec: name the folder of a run"):
-        load_codec(weights)
 
 
 def test_a_damaged_table_of_speeds_stops_nothing_for_good(tmp_path):

@@ -25,7 +25,11 @@ def test_there_are_notebooks():
         "07_anchoring",
         "apps/codec",
         "apps/conditional",
+        "apps/front",
+        "apps/picture_training",
+        "apps/pictures",
         "apps/restoration",
+        "apps/restorer",
         "lab/audit",
         "lab/conditioned",
         "lab/controls",
@@ -61,6 +65,7 @@ def test_there_are_notebooks():
         "tools/cli",
         "tools/commands",
         "tools/explorer",
+        "tools/picture_commands",
         "tools/watching",
     ]
 

@@ -1,28 +1,25 @@
 "Number types, devices without float64, and memory: docs/faults.md says what is promised."
 
-import itertools, json, math
+import itertools, math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.overrides import TorchFunctionMode
 
 from saaae.lab.weights import AIMS
-from saaae.apps.codec import CodecError, fit_codec, load_codec, main
 from saaae.apps.conditional import codes, decode
 from saaae.data import DataError
 from saaae.sources.photos64 import photos64
 from saaae.evaluation import evaluate, evaluate_images, plot_grid
 from saaae.lab.faithfulness import removal_curves, sensitivity
 from saaae.lab.controls import configure
-from saaae.models import SAAAE, VAE
-from saaae.runs.pretrained import PRETRAINED
+from saaae.models import VAE
 from saaae.precision import temper
 from saaae.lab.rates import map_rows, rebuild, region_rows
 from saaae.reparameterization import AnchoredGaussian, RateError, solve_rate
-from saaae.apps.restoration import model_restore, region_psnr
+from saaae.apps.restoration import region_psnr
 from saaae.training import Learner, build_model, train_epoch
 from saaae.lab.variants import active_units, fitted_rate, prior_distance
 
@@ -174,8 +171,8 @@ def test_a_whole_model_of_another_type_gives_the_same(kind, more, images, batch)
 
 
 def test_tools_of_another_type(images, batch):
-    "A region of a model in bfloat16, and a VAE that is not ours in float16."
-    model, x = talkative(latent=16).bfloat16(), batch
+    "A VAE that is not ours in float16."
+    x = batch
 
     class Theirs(torch.nn.Module):
         def __init__(self):
@@ -191,8 +188,6 @@ def test_tools_of_another_type(images, batch):
     their = temper(Theirs().half()).reconstruct(x.half(), rate_bits=0.01)
     assert their.x_hat.dtype == torch.float16 and their.x_hat.isfinite().all()
     close(their.rate_bits, torch.full((3,), 0.01), rtol=1e-3, atol=1e-5)
-    restored, rate = model_restore(model, x, batch_size=2)
-    assert restored.dtype == torch.float32 and rate.isfinite().all()
 
 
 def test_images_of_another_type(batch):
@@ -310,7 +305,6 @@ def test_nothing_needs_float64_on_the_device(more, images, batch):
         if cfg.classes:
             return
         plot_grid(dict(saaae=model), few, cfg, 1)
-        model_restore(model, batch.cpu())
         region_psnr(batch, batch, batch[:, :1] > 0)
         codes(model, few, cfg)
         if cfg.gate == "precision":
@@ -350,7 +344,7 @@ def test_other_measurements_do_not_depend_on_the_batch_size(batch_size, images, 
 
     def found(size):
         cfg = replace(CFG, batch_size=size, gate="precision", t_range=4.0)
-        model, x = talkative(cfg), 2 * images.pixels / 255 - 1
+        model, _x = talkative(cfg), 2 * images.pixels / 255 - 1
         tables = [
             removal_curves(model, images, cfg),
             sensitivity(model, images, cfg, sets=4),
@@ -368,7 +362,6 @@ def test_other_measurements_do_not_depend_on_the_batch_size(batch_size, images, 
             *(t.select_dtypes("number") for t in tables),
             *figures,
             *codes(model, images, cfg),
-            *model_restore(model, x, True, size),
         ]
 
     for a, b in zip(found(batch_size), found(256)):
@@ -390,16 +383,12 @@ def largest(model, call):
 
 
 def test_memory_is_bounded_by_the_batch_size(images):
-    "Also in the codec, with a picture of 100 tiles."
     cfg, model = CFG, talkative()
-    masks, x = torch.zeros(20, 1, 32, 32, dtype=torch.bool), 2 * images.pixels / 255 - 1
-    codec = fit_codec(model, cfg, images)
-    picture = Image.fromarray(np.random.RandomState(0).randint(0, 256, (320, 320, 3)).astype(np.uint8))
+    masks, _x = torch.zeros(20, 1, 32, 32, dtype=torch.bool), 2 * images.pixels / 255 - 1
     calls = dict(
         train=lambda: train_epoch(Learner(model, cfg, 5), images, cfg, 1),
         evaluate=lambda: evaluate(model, images, cfg),
         grid=lambda: plot_grid(dict(saaae=model), images, cfg, 1),
-        restore=lambda: model_restore(model, x, batch_size=4),
         rebuild=lambda: rebuild(model, images, cfg, masks, lambda q, x, seen: solve_rate(q, q.rate_bits() / 2)),
         removal=lambda: removal_curves(model, images, cfg, steps=2),
         sensitivity=lambda: sensitivity(model, images, cfg, sets=2),
@@ -411,7 +400,6 @@ def test_memory_is_bounded_by_the_batch_size(images):
     )
     for name, call in calls.items():
         assert largest(model, call) == 4, name
-    assert largest(codec.model, lambda: codec.decode(codec.encode(picture))) == 4
 
 
 def test_hidden_places_count_for_the_images_that_they_are_in(images, monkeypatch):
@@ -432,49 +420,6 @@ def test_hidden_places_count_for_the_images_that_they_are_in(images, monkeypatch
 def test_no_images_are_said_to_be_none(images):
     with pytest.raises(DataError, match="has no images to measure"):
         evaluate(talkative(), images.first(0), CFG)
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", ""])
-def test_a_model_without_a_run_is_no_codec_and_stays(name, tmp_path, capsys):
-    "The shipped model, given to the codec: the message says what to do, and doing it works."
-    shipped = PRETRAINED / "photos64" / "saaae"
-    before = {p: p.stat().st_mtime_ns for p in shipped.iterdir()}
-    (tmp_path / "in").mkdir()
-    Image.new("RGB", (64, 64), (9, 99, 199)).save(tmp_path / "in" / "a.png")
-    command = lambda model: main(["encode", str(tmp_path / "in"), str(tmp_path / "out"), "--model", str(model)])
-    assert command(shipped / name) == 1
-    said = capsys.readouterr().err
-    assert str(shipped / name) in said and "fit_codec(model, cfg, images).save(path)" in said and "elete" not in said
-    assert {p: p.stat().st_mtime_ns for p in shipped.iterdir()} == before
-    cfg = configure(**json.loads((PRETRAINED / "photos64" / "run.json").read_text())["config"] | dict(device="cpu"))
-    fit_codec(SAAAE.from_pretrained("photos64"), cfg, photos64("train", 20)).save(tmp_path / "my.safetensors")
-    assert command(tmp_path / "my.safetensors") == 0
-
-
-def test_a_config_that_cannot_be_read_is_named_and_kept(tmp_path):
-    for text in ("{", "[]", '{"config": 3}'):
-        (tmp_path / "config.json").write_text(text)
-        with pytest.raises(CodecError) as refused:
-            load_codec(tmp_path)
-        assert str(tmp_path) in str(refused.value) and "delete" not in str(refused.value)
-        assert (tmp_path / "config.json").read_text() == text
-
-
-def test_a_codec_of_a_half_model_is_that_of_its_weights(images):
-    model = talkative().bfloat16()
-    whole = talkative()
-    whole.load_state_dict(model.state_dict())
-    assert fit_codec(model, CFG, images).name == fit_codec(whole, CFG, images).name
-
-
-def test_hidden_and_archive_folders_are_passed_over(tmp_path, images, capsys):
-    fit_codec(talkative(), CFG, images).save(tmp_path / "codec.safetensors")
-    for name in ("in/a.png", "in/.thumbs/a.png", "in/__MACOSX/a.png", "in/deep/._a.png", "in/deep/b.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (20, 20)).save(tmp_path / name)
-    source, out, codec = (str(tmp_path / name) for name in ("in", "out", "codec.safetensors"))
-    assert main(["encode", source, out, "--model", codec]) == 0
-    assert "encoded 2 of 2 files" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("bank", [False, True])

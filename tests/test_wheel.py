@@ -17,7 +17,8 @@ SHIPPED = {
         "summary.csv",
         *(f"{m}/{f}" for m in ("vae", "saaae") for f in ("config.json", "model.safetensors")),
     )
-}
+} | {f"saaae/pretrained/pictures/{name}" for name in ("README.md", "codec.safetensors", "restorer.safetensors")}
+SHIPPED |= {f"saaae/samples/{name}" for name in ("README.md", "bridge.webp", "cathedral.webp", "panda.webp")}
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +178,8 @@ def test_command_is_installed_and_works(installed):
     done = installed(installed.command, "reconstruct", "mine", "--out", "rebuilt", "--rate", 40)
     assert done.returncode == 0 and "2 of 2 images" in done.stdout and "40.0 bits" in done.stdout, done.stderr
     assert {p.name for p in (installed.away / "rebuilt").iterdir()} == {"0.jpg.png", "1.jpg.png", "reconstructions.csv"}
+    demo = installed(installed.command, "demo")
+    assert demo.returncode == 0 and Image.open(installed.away / "saaae_demo.png").width > 2000, demo.stderr
     lacking = installed(installed.command, "evaluate", "photos64")
     assert lacking.returncode == 1 and lacking.stderr.count("\n") == 1 and "--dataset FOLDER" in lacking.stderr
     assert installed(installed.command, "evaluate", "photos64", "--dataset", "mine").returncode == 0
@@ -233,6 +236,9 @@ def test_in_an_environment_that_has_never_seen_the_repository(built, tmp_path):
         (("evaluate", "run"), "mean gate"),
         (("info", "run"), "quick"),
         (("reconstruct", images, "--out", "rebuilt", "--rate", 60), "12 of 12 images"),
+        (("encode", images, "--out", "streams", "--bytes", 700), "11.saz"),
+        (("decode", "streams", "--out", "decoded"), "11.png: 70x64"),
+        (("demo",), "saaae_demo.png"),
     ):
         done = run(command, *line)
         assert done.returncode == 0 and says in done.stdout, (line, done.stdout, done.stderr[-2000:])

@@ -1,7 +1,9 @@
 """Build photos64 again: fetch the photographs that `sources.csv` lists, shrink them, write `photographs/` and
-`photographs.csv`. Needs a Debian or Ubuntu machine (apt-get, dpkg) and the package `saaae`; see `README.md`.
+`photographs.csv`; or leave the originals in the user's cache, for the models that work at any size. Needs a Debian or
+Ubuntu machine (apt-get, dpkg) and the package `saaae`; see `README.md`.
 
     python data/photos64/build.py
+    python data/photos64/build.py --originals
 """
 import csv, hashlib, json, struct, subprocess, sys, tempfile
 from pathlib import Path
@@ -9,11 +11,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from saaae.sources.files import user_cache
 from saaae.sources.images import read_image
 from saaae.sources.photos64 import cut_crops
 
 HERE = Path(__file__).parent
 SHORT_SIDE = 144    # pixels kept of the shorter side: for crops of 40 to 100 % of it; all photographs fit in 12 MB
+BITS = 3            # a pixel, of the originals' files
 TEST_SHARE = 6      # one photograph in six of each class is held out
 
 
@@ -78,10 +82,36 @@ def find(root: Path, member: str) -> tuple[Path, str]:
     return hits[0], inner
 
 
-def shrink(image: Image.Image) -> Image.Image:
-    "`image` with its shorter side at most `SHORT_SIDE` pixels."
-    scale = SHORT_SIDE / min(image.size)
+def shrink(image: Image.Image, scale: float) -> Image.Image:
+    "`image`, smaller."
     return image if scale >= 1 else image.resize([round(s * scale) for s in image.size], Image.Resampling.LANCZOS)
+
+
+def photographs(root: Path):
+    "Row of `sources.csv`, split, image and its file's bytes, of each photograph; missing packages are fetched."
+    sources = list(csv.DictReader(open(HERE / "sources.csv")))
+    for package in {r["package"] for r in sources}:
+        if not (root / package).exists(): fetch(package, root / package)
+    archives = {}
+    for r, split in zip(sources, splits([r["class"] for r in sources])):
+        path, inner = find(root / r["package"], r["member"])
+        if inner and path not in archives: archives[path] = qrc_files(path.read_bytes())
+        content = archives[path][inner] if inner else path.read_bytes()
+        yield r, split, read_image(content), len(content)
+
+
+def originals(root: Path, out: Path):
+    """Leave the photographs in `out`/train and `out`/test, each shrunk until `BITS` a pixel had been spent on what is
+    left (most were compressed), but not below `SHORT_SIDE`."""
+    pixels = 0
+    for i, (r, split, image, size) in enumerate(photographs(root)):
+        scale = (8 * size / BITS / (image.width * image.height)) ** .5
+        image = shrink(image, max(scale, SHORT_SIDE / min(image.size)))
+        path = out / split / f"{i:03d}_{r['class']}.webp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path, lossless=True, quality=50, method=2)
+        pixels += image.width * image.height
+    print(f"{i + 1} photographs, {pixels / 1e6:.0f} megapixels, in {out}")
 
 
 def splits(classes: list[str]) -> list[str]:
@@ -95,18 +125,13 @@ def splits(classes: list[str]) -> list[str]:
 
 def build(root: Path):
     "Build the data set from the packages under `root`, one folder each; those that are not there are fetched."
-    sources = list(csv.DictReader(open(HERE / "sources.csv")))
-    for package in {r["package"] for r in sources}:
-        if not (root / package).exists(): fetch(package, root / package)
     out = HERE / "photographs"
     out.mkdir(exist_ok=True)
     for old in out.glob("*.webp"): old.unlink()
     rows = []
-    for i, (r, split) in enumerate(zip(sources, splits([r["class"] for r in sources]))):
-        path, inner = find(root / r["package"], r["member"])
-        image = read_image(qrc_files(path.read_bytes())[inner] if inner else path)
+    for i, (r, split, image, _) in enumerate(photographs(root)):
         name = f"{i:03d}_{r['class']}.webp"
-        shrink(image).save(out / name, lossless=True, quality=100, method=4)
+        shrink(image, SHORT_SIDE / min(image.size)).save(out / name, lossless=True, quality=100, method=4)
         pixels = np.asarray(Image.open(out / name).convert("RGB"))
         rows.append(dict(file=name, **{"class": r["class"]}, split=split, author=r["author"], licence=r["licence"],
                          source=r["source"], width=pixels.shape[1], height=pixels.shape[0],
@@ -121,4 +146,6 @@ def build(root: Path):
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder: build(Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        if "--originals" in sys.argv: originals(Path(folder), user_cache() / "originals")
+        else: build(Path(folder))

@@ -37,6 +37,20 @@ def write(path: Path, content: bytes) -> None:
         path.write_bytes(content)
 
 
+def api_pages(root: Path, folder: Path) -> None:
+    "A page of the reference for each notebook that a module comes from."
+    for notebook in sorted((root / "nbs").glob("**/*.ipynb")):
+        found = re.search(r"#\| default_exp ([\w.]+)", notebook.read_text(encoding="utf-8"))
+        if not found:
+            continue
+        module, where = f"saaae.{found[1]}", notebook.relative_to(root).as_posix()
+        text = (
+            f"# {module}\n\nFrom the notebook [{notebook.stem}](../_repo/{where}), which explains and tests it.\n\n"
+            f"```{{eval-rst}}\n.. automodule:: {module}\n```\n"
+        )
+        write(folder / f"{found[1]}.md", text.encode())
+
+
 def place(
     path: Path,  # a file of the repository
     root: Path,  # of the repository

@@ -40,7 +40,7 @@ def shipped(
 ) -> str:               # a folder, or the name on the Hub
     "Where a model comes from. Raises `ValueError` for what ships, but not for this class, and what can hold no model."
     if str(name).isidentifier() and is_folder(PRETRAINED/str(name)):
-        kinds = {path.parent.name for path in PRETRAINED.glob(f"{name}/*/config.json")}
+        kinds = {path.parent.name for path in PRETRAINED.glob(f"{name}/*/config.json")} or {"saaae"}
         if kind.__name__.lower() in kinds: return str(PRETRAINED/str(name)/kind.__name__.lower())
         raise ValueError(f"{name} ships for {' and '.join(sorted(k.upper() for k in kinds))}, not for {kind.__name__}.")
     if is_folder(folder := named_folder(name)):
@@ -52,7 +52,7 @@ def shipped(
     if os.path.isfile(folder):
         raise ValueError(f"{name} is a file: name a folder of save_pretrained.")
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)): return str(name)
-    raise ValueError(f"{name} is neither photos64, which ships, nor a folder, nor an owner/name on the Hub.")
+    raise ValueError(f"{name} is neither photos64 nor pictures, which ship, nor a folder, nor owner/name on the Hub.")
 
 # %% ../../nbs/runs/pretrained.ipynb #cell-06
 def find_dtype(dtype: torch.dtype | str) -> torch.dtype:
@@ -113,6 +113,11 @@ def load_pretrained(
     **kwargs: Any,                             # where on the Hub (`HUB`); arguments of the model, over its config's
 ) -> _VAE:                                     # of the class that is asked, in evaluation mode
     "A trained model. Raises `ValueError`, `TypeError` for an unknown argument, `DataError` for damaged files."
+    if name == "pictures" and cls.__name__ == "SAAAE":
+        from saaae.apps.front import Pictures  # only here: a room above this one
+        given = [k for k, v in dict(kwargs, dtype=dtype, device=device).items() if v is not None]
+        refuse_unknown("SAAAE.from_pretrained('pictures')", given, ["name"])  # it runs on the CPU, in its own types
+        return Pictures.load()
     asked, own = dict(dtype=dtype, device=device), model_arguments(cls)
     asked |= {ALIASES.get(k, k): v for k, v in kwargs.items() if v is not None or k not in ALIASES}
     if not asked.pop("strict", True):
@@ -129,6 +134,7 @@ def load_pretrained(
     load_weights(model, fetch(source, WEIGHTS, **hub))
     return model.to(place, kind).eval()
 
+# %% ../../nbs/runs/pretrained.ipynb #82339855
 def save_pretrained(
     model: VAE,
     save_directory: str | Path,
