@@ -28,6 +28,7 @@ def test_there_are_notebooks():
         "apps/front",
         "apps/picture_training",
         "apps/pictures",
+        "apps/recognition",
         "apps/restoration",
         "apps/restorer",
         "lab/audit",
