@@ -69,8 +69,7 @@ STYLE = """<style>
 .saaae-stack {flex: 1; display: grid; container-type: size; place-items: start}
 .saaae-stack > * {grid-area: 1 / 1; aspect-ratio: var(--ratio); width: min(100cqw, calc(100cqh * var(--ratio)));
   height: auto; max-width: none; margin: 0; user-select: none}
-.saaae-stack > img {pointer-events: none}
-.saaae-gate img {image-rendering: pixelated}
+.saaae-stack > img {pointer-events: none} .saaae-gate img {image-rendering: pixelated}
 .saaae-stack > canvas {opacity: .55; cursor: crosshair}
 .saaae-stack > canvas.saaae-unused {opacity: 0}
 .saaae-stack:active > img + img {visibility: hidden}
@@ -88,8 +87,7 @@ STYLE = """<style>
 .saaae-message *, .saaae-figures * {font-size: 12px; line-height: 16px}
 .saaae-figures td, .saaae-figures th {text-align: right; padding: 0 0 0 8px}
 .saaae-figures td:first-child {text-align: left; padding: 0}
-.saaae-old {opacity: .45}
-.saaae-links a {text-decoration: underline; margin-left: 6px}
+.saaae-old {opacity: .45} .saaae-links a {text-decoration: underline; margin-left: 6px}
 </style>"""
 
 # %% ../../nbs/tools/explorer.ipynb #cell-09
@@ -112,6 +110,7 @@ def box(children: list[w.Widget], *names: str) -> w.Box:
     for name in names: mark(name, True, made)
     return made
 
+# %% ../../nbs/tools/explorer.ipynb #cell-10
 def caption(words: str, tooltip: str) -> str:
     "Words that explain themselves to the mouse."
     return f"<span title='{html.escape(tooltip, True)}'>{html.escape(words)}</span>"
@@ -137,7 +136,7 @@ def strip_html(strip: Strip) -> str:
     rows = ("".join(figure(*item) for item in row.items()) for row in strip)
     return f"<div class=rows>{''.join(f'<div class=row>{row}</div>' for row in rows)}</div>"
 
-# %% ../../nbs/tools/explorer.ipynb #cell-11
+# %% ../../nbs/tools/explorer.ipynb #cell-12
 class Pad:
     "A picture, a canvas over it, and the mask that is painted."
     def __init__(
@@ -181,7 +180,7 @@ class Pad:
         self.last = None
         self.painted(True)
 
-# %% ../../nbs/tools/explorer.ipynb #cell-12
+# %% ../../nbs/tools/explorer.ipynb #cell-13
 class Drawing(Pad):
     "What the tools do."
     def stroke(self, x: float, y: float) -> None:
@@ -201,7 +200,7 @@ class Drawing(Pad):
         self.canvas.clear()
         self.canvas.fill_rect(*(self.zoom * v for v in (left, top, right - left, bottom - top)))
 
-# %% ../../nbs/tools/explorer.ipynb #cell-15
+# %% ../../nbs/tools/explorer.ipynb #cell-16
 STILL = .5  # seconds
 MAX_PIXELS = 40_000_000  # of an upload
 TOOLS = ("brush", "rectangle")
@@ -220,7 +219,7 @@ def choice(name: str, options: Any, tooltip: str, **more: Any) -> w.Dropdown:
     "One of several."
     return w.Dropdown(options=options, **named(name, tooltip), **more)
 
-# %% ../../nbs/tools/explorer.ipynb #cell-16
+# %% ../../nbs/tools/explorer.ipynb #cell-17
 class Panel:
     "Controls, what they say, a sentence of a fixed height, and the way back."
     opens: tuple[str, ...] = ()  # the controls that choose another picture
@@ -262,7 +261,7 @@ class Panel:
         "Show one sentence, or none."
         self.message.value = caption(str(sentence), str(sentence))
 
-# %% ../../nbs/tools/explorer.ipynb #cell-17
+# %% ../../nbs/tools/explorer.ipynb #cell-18
 class Answering(Panel):
     "What buttons, mouse and time do."
     def reset(self, button: w.Button | None = None) -> None:
@@ -306,7 +305,7 @@ class Answering(Panel):
         "The controls under each other, sentence and figures last."
         return box([*rows, w.HBox([self.again, self.links]), self.message, self.figures], "side")
 
-# %% ../../nbs/tools/explorer.ipynb #cell-19
+# %% ../../nbs/tools/explorer.ipynb #cell-20
 LIVE = 256  # pixels, the longer side of what is looked at while something moves
 BYTES = (500, 1000, 2000, 4000, 8000)  # of the strip
 PHOTO_MEASURES = dict(
@@ -342,7 +341,7 @@ def photo_controls(names: list[str]) -> dict[str, w.Widget]:
         contrast=slider("contrast", 2, .25, 4, .25, "How much finer the step is where painted, in octaves"),
     )
 
-# %% ../../nbs/tools/explorer.ipynb #cell-20
+# %% ../../nbs/tools/explorer.ipynb #cell-21
 class Photograph(Answering):
     "A picture and its budget; `view` is what a notebook displays."
     opens = ("picture", "side")
@@ -385,7 +384,7 @@ class Photograph(Answering):
         self.original.value = self.pad.image.value = png(np.asarray(self.whole))
         self.shape.value = f"<style>.saaae-photo {{--ratio: {self.whole.width / self.whole.height:.4f}}}</style>"
 
-# %% ../../nbs/tools/explorer.ipynb #cell-21
+# %% ../../nbs/tools/explorer.ipynb #cell-22
 class Looking(Photograph):
     "What is shown while something moves."
     def keep(self, image: Image.Image) -> np.ndarray | None:  # `[h, w]` in [0, 1]
@@ -427,7 +426,7 @@ class Looking(Photograph):
             getattr(self, name).value = png(heat(np.asarray(before), amount / top))
             self.captions[name].value = caption(f"{name}, bright: {top:,.3g} {unit}", PHOTO_CAPTIONS[name][1])
 
-# %% ../../nbs/tools/explorer.ipynb #cell-22
+# %% ../../nbs/tools/explorer.ipynb #cell-23
 class Settling(Looking):
     "What is shown when all is still."
     def send(
@@ -456,7 +455,7 @@ class Settling(Looking):
             self.strip.value, self.stripped = strip_html([row]), key
         mark("old", False, self.strip)
 
-# %% ../../nbs/tools/explorer.ipynb #cell-25
+# %% ../../nbs/tools/explorer.ipynb #cell-26
 GATE_MEASURES = dict(
     mse_hidden=("error hidden, MSE", "Mean squared error of what is hidden, colours in [0, 1]: lower is better"),
     mse_seen=("error elsewhere, MSE", "Mean squared error of what is not hidden"),
@@ -494,7 +493,7 @@ def gate_controls(images: int, dimensions: int) -> dict[str, w.Widget]:
         other=slider("other", min(1, images - 1), 0, images - 1, 1, "The image at the far end of the interpolation"),
     )
 
-# %% ../../nbs/tools/explorer.ipynb #cell-26
+# %% ../../nbs/tools/explorer.ipynb #cell-27
 class Gated(Answering):
     "The pair, one image, its gate; `view` is what a notebook displays."
     def __init__(
@@ -528,7 +527,7 @@ TABS = {"image": ("image", "hide", "which", "tool", "brush"),
         "gate and rate": ("gate", "sample", "seed", "limited", "rate_bits", "region", "contrast"),
         "strip": ("strip", "rank", "other")}
 
-# %% ../../nbs/tools/explorer.ipynb #cell-27
+# %% ../../nbs/tools/explorer.ipynb #cell-28
 class Gate(Gated):
     "What the panel of the pair does."
     def applies(self) -> dict[str, bool]:
@@ -542,8 +541,7 @@ class Gate(Gated):
 
     def choose(self, name: str, picture: Image.Image) -> None:
         "The middle of an upload becomes the last image, and the chosen one."
-        size = (self.models["vae"].image_size,) * 2
-        self.images.append(np.asarray(ImageOps.fit(picture, size, Image.Resampling.BILINEAR)))
+        self.images.append(np.asarray(ImageOps.fit(picture, self.pad.mask.shape, Image.Resampling.BILINEAR)))
         for control in (self.controls["image"], self.controls["other"]): control.max = len(self.images) - 1
         self.controls["image"].value = len(self.images) - 1
 
@@ -576,7 +574,7 @@ class Gate(Gated):
         self.figures.value = table(GATE_MEASURES, {name.upper(): row for name, row in shown.figures.items()})
         self.links.value = download(png=data_url(png(np.hstack(list(shown.pictures.values())))))
 
-# %% ../../nbs/tools/explorer.ipynb #cell-30
+# %% ../../nbs/tools/explorer.ipynb #cell-31
 class Explorer:
     "A tab for each model; `view` is what a notebook displays."
     def __init__(
