@@ -18,7 +18,7 @@
 # make full        the published schedule whole, on photos64: 3,000 epochs of both models, for a machine with a CUDA device
 # make test        the tests, but for those over a minute; two processes of one thread each
 # make test-slow   those over a minute; CI runs both
-# make explore     JupyterLab on the explorer: nothing to train, nothing to set
+# make explore     JupyterLab on a copy of the explorer: nothing to train, nothing to set, nothing changes here
 # make watch       JupyterLab on the notebook that follows runs while they train
 # make docs        the documentation site, docs/_build/html/index.html
 # make lab         JupyterLab on the notebooks
@@ -138,7 +138,8 @@ test-slow: .venv/installed
 	@$(BIN)/python -m pytest -q -m slow tests
 
 explore: .venv/installed
-	@$(JUPYTER) --LabApp.default_url=/lab/tree/nbs/tools/explore.ipynb
+	@folder=$$(mktemp -d) && cp nbs/tools/explore.ipynb $$folder && \
+	$(JUPYTER) --LabApp.default_url=/lab/tree/explore.ipynb $$folder
 
 watch: .venv/installed
 	@$(JUPYTER) --LabApp.default_url=/lab/tree/nbs/tools/watch.ipynb

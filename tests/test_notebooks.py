@@ -66,6 +66,7 @@ def test_there_are_notebooks():
         "tools/cli",
         "tools/commands",
         "tools/explorer",
+        "tools/pair",
         "tools/picture_commands",
         "tools/watching",
     ]

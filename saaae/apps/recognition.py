@@ -6,7 +6,7 @@
 __all__ = ['CONTRAST', 'FINE_STEP', 'COARSE_STEP', 'Bottle', 'Classifier', 'train_classifier', 'Layer', 'Importance', 'in_cells',
            'divergence', 'equal_bits', 'fit_importance', 'map_bits', 'streams', 'Recognition', 'main']
 
-# %% ../../nbs/apps/recognition.ipynb #458cd3ce
+# %% ../../nbs/apps/recognition.ipynb #bae18c83
 import math, sys
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from ..data import Images
 from ..sources.files import atomic_file, read_tensors, save_tensors, user_cache
 from ..sources.tiny_imagenet import tiny_imagenet
 
-# %% ../../nbs/apps/recognition.ipynb #b07401f4
+# %% ../../nbs/apps/recognition.ipynb #ce7252eb
 class Bottle(nn.Module):
     "Two 3x3 convolutions beside a shortcut."
     def __init__(self, a: int, b: int, stride: int):
@@ -52,7 +52,7 @@ class Classifier(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # `[b, 3, h, w]` in [-1, 1] -> `[b, classes]`
         return self.head(F.dropout(self.body(self.stem(x)).mean((2, 3)), .2, self.training))
 
-# %% ../../nbs/apps/recognition.ipynb #06af642b
+# %% ../../nbs/apps/recognition.ipynb #809b93a5
 def _shifted(x: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
     "Pictures moved by up to six pixels, half of them mirrored."
     (dy, dx), n = torch.randint(0, 13, (2, len(x)), generator=draw).tolist(), x.shape[-1]
@@ -94,7 +94,7 @@ def train_classifier(
         with atomic_file(path) as f: torch.save(state, f)
     return net.eval().requires_grad_(False)
 
-# %% ../../nbs/apps/recognition.ipynb #defa3244
+# %% ../../nbs/apps/recognition.ipynb #d4134cf9
 class Layer(nn.Module):
     "Self-attention and two linear maps of each place, both beside a shortcut."
     def __init__(self, width: int, attends: bool):
@@ -133,7 +133,7 @@ class Importance(nn.Module):
         t = self.layers(rearrange(t, "b c h w -> b (h w) c") + self.place(at))
         return self.score(t).sigmoid()[..., 0].unflatten(1, (h, w))
 
-# %% ../../nbs/apps/recognition.ipynb #c69acfac
+# %% ../../nbs/apps/recognition.ipynb #27a1ce0a
 CONTRAST = 2.  # octaves between importance 0 and 1
 
 def in_cells(a: torch.Tensor) -> torch.Tensor:  # `[b, h, w]` in [0, 1] -> the same shape
@@ -157,7 +157,7 @@ def equal_bits(
     total = lambda g: g.sum((1, 2), keepdim=True)
     return of_loss - of_bits * total(of_loss) / total(of_bits).clamp(max=-1e-6)
 
-# %% ../../nbs/apps/recognition.ipynb #51987cb9
+# %% ../../nbs/apps/recognition.ipynb #84fae10f
 FINE_STEP, COARSE_STEP = 5.5, 8.  # log2 of the mean steps that are trained at
 
 def fit_importance(
@@ -188,7 +188,7 @@ def fit_importance(
         cycle.step()
     return net.eval().requires_grad_(False)
 
-# %% ../../nbs/apps/recognition.ipynb #f3e5b0b9
+# %% ../../nbs/apps/recognition.ipynb #abb82a18
 def map_bits(levels: np.ndarray) -> float:  # int `[cells down, cells across]`, 0 to 4
     "What the adaptive code of a map takes."
     total = 0.
@@ -223,7 +223,7 @@ def streams(
     header = len(pack(bytes(3), step, contrast, x.shape[3], x.shape[2], b""))
     return header + bits / 8, ((x_hat.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
-# %% ../../nbs/apps/recognition.ipynb #86b6bc86
+# %% ../../nbs/apps/recognition.ipynb #1061f19b
 class Recognition:
     "A classifier of Tiny-ImageNet, and importance trained for it and a codec."
     def __init__(self, codec: Codec, train: int | None = None, epochs: int = 9, steps: int = 300):

@@ -260,7 +260,7 @@ def best_options(
         else max(choices, key=lambda options: region_psnr(restore(**options), x, where).mean().item())
     )
 
-# %% ../../nbs/apps/restoration.ipynb #85f8ea36
+# %% ../../nbs/apps/restoration.ipynb #01c2aa91
 class LinearGuess:
     "The conditional mean of pictures of one size under a Gaussian fitted to others; pictures in [0, 1]."
     def __init__(self, images: Images, k: int = 512):  # principal components

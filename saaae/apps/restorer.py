@@ -35,7 +35,7 @@ def harmonic_fill(
         y = torch.where(known > 0, x, mean)
     return y
 
-# %% ../../nbs/apps/restorer.ipynb #49002f98
+# %% ../../nbs/apps/restorer.ipynb #7dadd406
 def _laplacian(u: torch.Tensor) -> torch.Tensor:
     near = F.pad(u, (1, 1, 1, 1), mode="replicate")
     return near[..., :-2, 1:-1] + near[..., 2:, 1:-1] + near[..., 1:-1, :-2] + near[..., 1:-1, 2:] - 4 * u
@@ -58,7 +58,7 @@ def thin_plate(
         direction = residual + size / before.clamp(min=1e-12) * direction
     return u
 
-# %% ../../nbs/apps/restorer.ipynb #5a1b5cc5
+# %% ../../nbs/apps/restorer.ipynb #575f2695
 def _cosines(n: int) -> torch.Tensor:  # `[n, n]`, orthonormal, a frequency in each row
     k = torch.arange(n, dtype=torch.float64)
     rows = torch.cos(torch.pi / n * k[:, None] * (k + .5)) * (2 / n)**.5
@@ -170,7 +170,7 @@ def gated(
     "SAAAE's gate with the mask as importance: $z = (1 - a)(\\mu + \\sigma\\varepsilon)$."
     return (1 - F.avg_pool2d(known, 8)) * (mu + torch.exp(.5 * logvar) * eps)
 
-# %% ../../nbs/apps/restorer.ipynb #d3d27b7c
+# %% ../../nbs/apps/restorer.ipynb #dda51d04
 def find_impulses(
     x: torch.Tensor,  # `[b, 3, h, w]` in [-1, 1]
 ) -> torch.Tensor:    # bool `[b, 1, h, w]`, true where a pixel was replaced
@@ -201,7 +201,7 @@ def _whole(
     return total[..., :h, :w] / views
 
 
-# %% ../../nbs/apps/restorer.ipynb #7805e136
+# %% ../../nbs/apps/restorer.ipynb #07d42b61
 def _tiled(
     net: Restorer, x: torch.Tensor, mask: torch.Tensor, sigma: float, sample: int | None
 ) -> torch.Tensor:
@@ -225,7 +225,7 @@ def _tiled(
             out[..., top:bottom, left:right] = part[..., top - y0:bottom - y0, left - x0:right - x0]
     return out.clamp(-1, 1)
 
-# %% ../../nbs/apps/restorer.ipynb #5aa7db46
+# %% ../../nbs/apps/restorer.ipynb #67385bda
 DEEP, BLEND = 4, 8  # pixels from what is known at which half the size begins to count; over which it takes over
 LEAST = 32          # side below which a picture is not made smaller
 
