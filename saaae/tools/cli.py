@@ -24,7 +24,7 @@ def add_pictures(command: Callable[[str, str, str], argparse.ArgumentParser]) ->
         encode=("compress pictures to .saz files", "photo.jpg --bytes 8000 --keep face.png"),
         decode=("make PNG files of .saz files", "photo.saz"),
         inpaint=("fill the bright part of a mask", "photo.jpg --mask scratches.png"),
-        denoise=("take white noise away", "photo.jpg --sigma 0.1"),
+        denoise=("take noise away", "photo.jpg --sigma 0.1"),
     )
     for name, (summary, example) in about.items():
         p = command(name, summary, example)
@@ -36,7 +36,8 @@ def add_pictures(command: Callable[[str, str, str], argparse.ArgumentParser]) ->
             budget = p.add_mutually_exclusive_group()
             budget.add_argument("--bytes", type=int, metavar="N", help="at most so many bytes, everything counted")
             budget.add_argument("--bpp", type=float, metavar="BITS", help="at most so many bits a pixel")
-            p.add_argument("--keep", type=Path, metavar="MASK", help="where the mask is bright: more precise")
+            p.add_argument("--keep", type=Path, metavar="MASK",
+                           help="where the mask is bright: more precise; auto: where attention finds what it is of")
             p.add_argument("--contrast", type=float, default=1., metavar="OCTAVES",
                            help="how much finer the step is there, in powers of two, 0.25 to 4 (default: 1)")
         if name == "inpaint":
@@ -44,6 +45,7 @@ def add_pictures(command: Callable[[str, str, str], argparse.ArgumentParser]) ->
             p.add_argument("--sample", type=int, metavar="SEED", help="one of many ways (default: the best guess)")
         if name == "denoise":
             p.add_argument("--sigma", type=float, help="standard deviation of the noise, of 1 (default: estimated)")
+            p.add_argument("--impulses", action="store_true", help="salt and pepper: found, and filled")
         if name not in ("encode", "decode"):
             p.add_argument("--side-by-side", action="store_true", help="the original beside the result")
     p = command("demo", "a sheet that shows what the models do, with a photograph that comes along", "--out demo.png")
@@ -98,6 +100,13 @@ def parser(
     p.add_argument("--model", default="photos64", help="photos64 (default), or the folder of a run")
     p.add_argument("--which", default="saaae", help="which model of it: saaae (default) or vae")
     p.add_argument("--rate", type=float, metavar="BITS", help="the budget of each image (default: the model's own)")
+    p = command("audit", "what a model's code costs, and what a matrix does", "photos64 --dataset holiday/")
+    p.add_argument("model", metavar="MODEL", help="photos64, or the folder of a run")
+    p.add_argument("--dataset", metavar="DATASET", help="as of evaluate")
+    p.add_argument("--which", help="one of its models: vae or saaae (default: both)")
+    p.add_argument("--images", type=int, default=400, metavar="N", help="at most so many (default: 400)")
+    p.add_argument("--out", type=Path, metavar="PNG", help="draw the curves of error against rate there")
+    p.add_argument("--force", action="store_true", help="overwrite what is there")
     p = command("info", "what a run was and how far it came", "photos64")
     p.add_argument("model", metavar="MODEL", help="photos64, or the folder of a run")
     return top

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RUN', 'CommandError', 'model_folder', 'described', 'open_models', 'images_of', 'field_help', 'to_value', 'run_train',
-           'run_evaluate', 'check_output', 'run_reconstruct', 'progress', 'run_info']
+           'run_evaluate', 'run_audit', 'check_output', 'run_reconstruct', 'progress', 'run_info']
 
 # %% ../../nbs/tools/commands.ipynb #cell-02
 import argparse, ast, inspect, io, json, sys, tokenize
@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 import safetensors
 import torch
+from PIL import Image
 from torch import nn
 from torchmetrics.functional.image import peak_signal_noise_ratio
 from torchvision.transforms import v2
@@ -29,6 +30,7 @@ from ..sources.images import read_image
 from ..sources.load import load_images
 from ..evaluation import evaluate
 from ..runs.report import LABELS, save_summary, to_markdown
+from ..lab.audit import audit
 from ..lab.linear import summarise_with_linear
 from ..models import SAAAE, VAE
 from ..runs.pretrained import PRETRAINED
@@ -39,6 +41,7 @@ from ..lab.controls import PRESETS, LabConfig, LabFields, configure
 from ..config import Config, Fields
 from ..training import TrainingError, build_models
 from ..runs.folder import load_run, run_folder, train_or_load
+from .picture_commands import beside, png
 from .watching import NothingYet, whole_rows
 
 # %% ../../nbs/tools/commands.ipynb #cell-05
@@ -165,6 +168,29 @@ def run_evaluate(args: argparse.Namespace) -> str:
         [f"{'':<55}" + "".join(f"{name:>12}" for name in rows), *lines, f"{images.name}, {len(images):,} images"]
     )
 
+# %% ../../nbs/tools/commands.ipynb #aa54f8bd
+def run_audit(args: argparse.Namespace) -> str:
+    "What a model's code costs and is worth, in a table and three sentences each; with `--out` as a figure."
+    out = args.out
+    if out and out.exists() and not args.force:
+        raise CommandError(f"{out} is there already: name another place with --out, or say --force.")
+    cfg, models = open_models(args.model)
+    if args.which:
+        if args.which not in models: raise CommandError(f"--which must be {' or '.join(models)}, not {args.which}.")
+        models = {args.which: models[args.which]}
+    images = images_of(configure(**asdict(cfg) | dict(dataset=args.dataset or cfg.dataset, test_images=None)), "test")
+    if len(images) < 40: raise CommandError(f"{images.name} has {len(images)} images: an audit takes at least 40.")
+    index = torch.linspace(0, len(images) - 1, min(args.images, len(images))).long()
+    x = normalize(images.take(index).pixels).to(cfg.device)
+    found = [audit(model, x, name) for name, model in tqdm(models.items(), "audit", file=sys.stderr)]
+    if out:
+        figures = [io.BytesIO() for _ in found]
+        for report, content in zip(found, figures): report.plot().savefig(content, format="png", dpi=100)
+        atomic_write(out, png(beside(*map(Image.open, figures))))
+    table = pd.concat([report.table for report in found]).round(2).to_string(index=False)
+    said = "\n".join(f"{report.name}: {report.sentences}" for report in found)
+    return f"{table}\n{said}\n{images.name}, {len(x):,} images" + (f"\nThe figure is {out}." if out else "")
+
 # %% ../../nbs/tools/commands.ipynb #cell-17
 def check_output(
     folder: Path,  # images come from here
@@ -264,4 +290,4 @@ def run_info(args: argparse.Namespace) -> str:
     return "\n".join([*lines, f"weights   {', '.join(weights) or 'none here'}"])
 
 # %% ../../nbs/tools/commands.ipynb #cell-22
-RUN = dict(train=run_train, evaluate=run_evaluate, reconstruct=run_reconstruct, info=run_info)
+RUN = dict(train=run_train, evaluate=run_evaluate, reconstruct=run_reconstruct, info=run_info, audit=run_audit)

@@ -82,8 +82,10 @@ def apply(model: Pictures, args: argparse.Namespace, file: Path, root: Path) -> 
         image = model.decode(file.read_bytes())
         return png(image), f"{image.width}x{image.height} from {image.bytes:,} bytes"
     picture = load_image(file)
+    keep = getattr(args, "keep", None)
+    keep = model.importance_map(picture) if keep == Path("auto") else mask_of(keep, file, root)
     wish = dict(bytes=getattr(args, "bytes", None), bpp=getattr(args, "bpp", None),
-                keep=mask_of(getattr(args, "keep", None), file, root), contrast=getattr(args, "contrast", 1.))
+                keep=keep, contrast=getattr(args, "contrast", 1.))
     if args.command == "encode":
         stream = model.encode(picture, **wish)
         return stream, f"{len(stream):,} bytes, {8 * len(stream) / (picture.width * picture.height):.3f} bits a pixel"
@@ -92,7 +94,7 @@ def apply(model: Pictures, args: argparse.Namespace, file: Path, root: Path) -> 
         said = f"{result.bytes:,} bytes, PSNR {result.psnr:.2f} dB"
     elif args.command == "inpaint":
         result, said = model.inpaint(picture, mask_of(args.mask, file, root), args.sample), "filled"
-    else: result, said = model.denoise(picture, args.sigma), "cleaned"
+    else: result, said = model.denoise(picture, args.sigma, args.impulses), "cleaned"
     return png(beside(picture, result) if args.side_by_side else result), said
 
 # %% ../../nbs/tools/picture_commands.ipynb #cell-10
