@@ -173,6 +173,9 @@ class Pad:
         self.last = x, y
         self.painted(False)
 
+# %% ../../nbs/tools/explorer.ipynb #cell-13
+class Drawing(Pad):
+    "What the tools do."
     def release(self, x: float, y: float) -> None:
         "Paint up to where the mouse is, since a canvas leaves moves out, and stop."
         if self.last is None: return
@@ -180,9 +183,6 @@ class Pad:
         self.last = None
         self.painted(True)
 
-# %% ../../nbs/tools/explorer.ipynb #cell-13
-class Drawing(Pad):
-    "What the tools do."
     def stroke(self, x: float, y: float) -> None:
         "A thick line from where the mouse was."
         (a, b), r = self.last, self.brush.value
@@ -223,7 +223,6 @@ def choice(name: str, options: Any, tooltip: str, **more: Any) -> w.Dropdown:
 class Panel:
     "Controls, what they say, a sentence of a fixed height, and the way back."
     opens: tuple[str, ...] = ()  # the controls that choose another picture
-
     def __init__(self, controls: dict[str, w.Widget]):
         self.controls, self.defaults = controls, {name: c.value for name, c in controls.items()}
         self.message, self.figures, self.strip, self.links = texts = [w.HTML() for _ in range(4)]
@@ -232,6 +231,7 @@ class Panel:
         self.clear = w.Button(description="clear", tooltip="Clear what is painted", **wide)
         self.again = w.Button(description="reset", tooltip="All controls of this model as they were at first", **wide)
         self.upload = w.FileUpload(accept="image/*", tooltip="A picture of yours; it stays on this machine", **wide)
+        self.below = [w.HBox([self.again, self.links]), self.message, self.figures]
         self.quiet, self.task = False, None
         for name, control in controls.items():
             control.observe(partial(self.changed, name), "value")
@@ -301,10 +301,6 @@ class Answering(Panel):
         try: self.task = asyncio.get_running_loop().create_task(wait())
         except RuntimeError: asyncio.run(work())
 
-    def sides(self, *rows: list[w.Widget]) -> w.Box:
-        "The controls under each other, sentence and figures last."
-        return box([*rows, w.HBox([self.again, self.links]), self.message, self.figures], "side")
-
 # %% ../../nbs/tools/explorer.ipynb #cell-20
 LIVE = 256  # pixels, the longer side of what is looked at while something moves
 BYTES = (500, 1000, 2000, 4000, 8000)  # of the strip
@@ -345,7 +341,6 @@ def photo_controls(names: list[str]) -> dict[str, w.Widget]:
 class Photograph(Answering):
     "A picture and its budget; `view` is what a notebook displays."
     opens = ("picture", "side")
-
     def __init__(
         self,
         model: Pictures,
@@ -360,7 +355,7 @@ class Photograph(Answering):
                       error=[self.error], bits=[self.bits])
         self.captions = {name: w.HTML(caption(*PHOTO_CAPTIONS[name])) for name in layers}
         cells = [box([self.captions[name], box(layer, "stack")], "cell") for name, layer in layers.items()]
-        side = self.sides(c["picture"], self.upload, *list(c.values())[1:], self.clear)
+        side = box([c["picture"], self.upload, *list(c.values())[1:], self.clear, *self.below], "side")
         self.view = box([self.shape, box([*cells, self.strip], "pictures", "photo"), side], "panel")
         self.open()
         self.refresh()
@@ -519,9 +514,13 @@ class Gated(Answering):
         rows = [w.VBox([c[name] for name in names]) for names in TABS.values()]
         rows[0].children = (rows[0].children[0], self.upload, *rows[0].children[1:], self.clear)
         tabs = w.Tab(rows, titles=[*TABS])
-        self.view = box([box([*cells, self.strip], "pictures", "gate"), self.sides(tabs)], "panel")
+        self.view = box([box([*cells, self.strip], "pictures", "gate"), box([tabs, *self.below], "side")], "panel")
         self.open()
         self.refresh()
+
+    def open(self) -> None:
+        "Nothing is painted."
+        self.pad.open((self.models["vae"].image_size,) * 2)
 
 TABS = {"image": ("image", "hide", "which", "tool", "brush"),
         "gate and rate": ("gate", "sample", "seed", "limited", "rate_bits", "region", "contrast"),
@@ -533,9 +532,9 @@ class Gate(Gated):
     def applies(self) -> dict[str, bool]:
         "Which controls change something."
         v = {name: control.value for name, control in self.controls.items()}
-        drawn = v["sample"] or v["gate"] == "shuffled" or v["strip"] == "prior"
         somewhere = v["region"] == "middle" or v["region"] == "hidden" and v["hide"] != NOTHING
-        return dict(which=v["hide"] in KINDS, brush=v["tool"] == "brush", seed=drawn,
+        return dict(which=v["hide"] in KINDS, brush=v["tool"] == "brush",
+                    seed=v["sample"] or v["gate"] == "shuffled" or v["strip"] == "prior",
                     rate_bits=v["limited"], region=v["limited"], contrast=v["limited"] and somewhere,
                     rank=v["strip"] == "traversal", other=v["strip"] == "interpolation")
 
@@ -544,10 +543,6 @@ class Gate(Gated):
         self.images.append(np.asarray(ImageOps.fit(picture, self.pad.mask.shape, Image.Resampling.BILINEAR)))
         for control in (self.controls["image"], self.controls["other"]): control.max = len(self.images) - 1
         self.controls["image"].value = len(self.images) - 1
-
-    def open(self) -> None:
-        "Nothing is painted."
-        self.pad.open((self.models["vae"].image_size,) * 2)
 
     def paint(self, done: bool) -> None:
         "What is painted is hidden."
@@ -565,9 +560,8 @@ class Gate(Gated):
         pixels, other = (self.images[self.controls[name].value] for name in ("image", "other"))
         try: shown = explore(self.models, pixels, self.settings, self.pad.mask, other)
         except RateError as e: return self.say(e)
-        unused = self.controls["hide"].value != PAINTED
-        if not unused and not self.pad.mask.any(): self.say("Nothing is hidden: paint on the first picture.")
-        mark("unused", unused, self.pad.canvas)
+        mark("unused", not (paints := self.controls["hide"].value == PAINTED), self.pad.canvas)
+        if paints and not self.pad.mask.any(): self.say("Nothing is hidden: paint on the first picture.")
         self.original.value = png(pixels)
         for name, picture in self.pictures.items(): picture.value = png(shown.pictures[name])
         self.strip.value = strip_html(shown.strip)
