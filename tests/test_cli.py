@@ -103,6 +103,21 @@ def test_evaluate_gives_the_figures_of_the_run(images, run, monkeypatch):
     assert dict(zip(header.split(), map(float, mse.split()[-2:]))) == pytest.approx(expected, abs=0.006)
 
 
+def test_audit_tells_what_a_code_costs(images, run, tmp_path, monkeypatch):
+    figure = tmp_path / "audit.png"
+    done = typed("audit", "photos64", "--images", 40, "--which", "vae", "--out", figure)
+    assert done.returncode == 0, done.stderr
+    header, row, said, of, where = done.stdout.splitlines()
+    found = dict(zip(header.split(), row.split()))
+    assert found["model"] == "vae" and found["latent"] == "64" and abs(float(found["leak_bits"])) < 0.01
+    assert float(found["mse_mode"]) < float(found["mse"]) and said.startswith("vae: The code of an image costs")
+    assert of == "photos64 test, 40 images" and Image.open(figure).width > 300
+    assert refused(typed("audit", "photos64", "--out", figure), 1, "is there already")
+    assert refused(typed("audit", "photos64", "--which", "gan"), 1, "must be vae or saaae, not gan")
+    monkeypatch.chdir(images.parent)
+    assert refused(typed("audit", run), 1, "an audit takes at least 40")
+
+
 def test_evaluate_of_a_run_whose_images_are_gone(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert refused(typed("evaluate", run), 1, "neither photos64, stl10 nor tiny_imagenet, nor a folder")

@@ -188,8 +188,11 @@ def test_commands_leave_what_they_say(tmp_path, photo, capsys):
     assert Image.open(tmp_path / "p_rebuilt.png").size == (2 * photo.width, photo.height)
     assert typed("inpaint", tmp_path / "p.png", "--mask", tmp_path / "m.png") == 0
     assert typed("denoise", tmp_path / "p.png", "--out", tmp_path / "clean.png") == 0
+    assert typed("denoise", tmp_path / "p.png", "--impulses", "--out", tmp_path / "specks.png") == 0
+    assert typed("encode", tmp_path / "p.png", "--bpp", 0.5, "--keep", "auto", "--out", tmp_path / "auto.saz") == 0
+    assert (tmp_path / "auto.saz").read_bytes()[7] == 4, "a map of contrast 1 is in the stream"
     assert {p.name for p in tmp_path.iterdir()} == {
-        "p.png", "m.png", "p.saz", "p_rebuilt.png", "p_inpainted.png", "clean.png"
+        "p.png", "m.png", "p.saz", "p_rebuilt.png", "p_inpainted.png", "clean.png", "specks.png", "auto.saz"
     }
     capsys.readouterr()
     (tmp_path / "p.saz").write_bytes(b"SA\x02")
