@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['SaaaeError', 'DataError', 'check_split', 'room', 'find_device', 'Images', 'stack_images', 'normalize', 'to_unit',
-           'warn_of', 'stream_seed', 'batch_indices', 'batch_at', 'batches', 'label_batches', 'patch_mask',
-           'Corruption', 'Share']
+           'warn_of', 'stream_seed', 'batch_indices', 'batch_at', 'batches', 'patch_mask', 'Corruption', 'Share']
 
 # %% ../nbs/00_data.ipynb #cell-02
 import hashlib, json, math, os, warnings
@@ -157,7 +156,7 @@ def batches(
     for index in batch_indices(images, batch_size, seed, epoch): yield batch_at(images, index)[0]
 
 # %% ../nbs/00_data.ipynb #d73db436
-def label_batches(
+def _label_batches(
     images: Images,
     batch_size: int,              # as for `batches`
     seed: int | None = None,
