@@ -14,7 +14,7 @@ from conftest import ROOT, rows
 from hypothesis import HealthCheck, Phase, example, given, settings, strategies as st
 from PIL import Image
 
-from saaae.lab.weights import AIMS
+from saaae.lab.pixel_weights import AIMS
 from saaae.attention import ATTENTION
 from saaae.data import DataError, Images
 from saaae.sources.cache import load_cache, save_cache
