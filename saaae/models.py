@@ -99,8 +99,8 @@ class Networks(nn.Module):
     "The networks of the published comparison's autoencoder, at any width, latent and image size."
     def __init__(
         self,
-        image_size: int = 64,  # side of the square image, a multiple of 16
-        width: int = 64,       # channels of the first convolution; the others are 2, 4 and 8 times as many
+        image_size: int = 64,     # side of the square image, a multiple of 16
+        width: int = 64,          # channels of the first convolution; the others are 2, 4 and 8 times as many
         latent: int | str = 128,  # latent dimensions; "spatial": 8x8 places x 2 channels
     ):
         super().__init__()
@@ -200,12 +200,12 @@ class SAAAE(VAE):
     "The self-attention anchored VAE: its posterior noise is gated by an importance from attention on the input."
     def __init__(
         self,
-        image_size: int = 64,  # side of the square image, a multiple of 16
-        width: int = 64,       # channels of the first convolution
+        image_size: int = 64,       # side of the square image, a multiple of 16
+        width: int = 64,            # channels of the first convolution
         latent: int | str = 128,    # latent dimensions; "spatial": 8x8 places x 2 channels
         attention: str = "linear",  # linear (published) or patch
         floor: float = 0.,          # the gate where importance is 1, in [0, 1]; published: 0
-        normalize: str = "image",  # how scores become importance: min-max over image or batch (published), or sigmoid
+        normalize: str = "image",   # how scores become importance: min-max over image or batch (published), or sigmoid
     ):
         super().__init__(image_size, width, latent)
         if attention not in ATTENTION:

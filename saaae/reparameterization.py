@@ -17,9 +17,9 @@ from .data import SaaaeError
 
 # %% ../nbs/02_reparameterization.ipynb #cell-06
 def _minmax(
-    scores: torch.Tensor,   # `[b, ...]`, any range
-    normalize: str = "image",   # image: over each image's scores; batch: over all of them (the published run)
-) -> torch.Tensor:          # importance `[b, ...]` in [0, 1]
+    scores: torch.Tensor,      # `[b, ...]`, any range
+    normalize: str = "image",  # image: over each image's scores; batch: over all of them (the published run)
+) -> torch.Tensor:             # importance `[b, ...]` in [0, 1]
     "Min-max normalize scores; scores that are equal (to rounding) give 0. Raises `ValueError` for another normalize."
     if normalize not in ("image", "batch"):
         raise ValueError(f"normalize must be image or batch, not {normalize!r}.")
@@ -33,9 +33,9 @@ def _minmax(
 NORMALIZATIONS = ("image", "batch", "sigmoid")
 
 def to_importance(
-    scores: torch.Tensor,   # `[b, ...]`, any range
-    normalize: str = "image",   # min-max over each image or over the batch, or a sigmoid of each score
-) -> torch.Tensor:          # `[b, ...]` in [0, 1]
+    scores: torch.Tensor,      # `[b, ...]`, any range
+    normalize: str = "image",  # min-max over each image or over the batch, or a sigmoid of each score
+) -> torch.Tensor:             # `[b, ...]` in [0, 1]
     "Scores as importance. Raises `ValueError` for another normalize."
     if normalize not in NORMALIZATIONS:
         raise ValueError(f"normalize must be one of {', '.join(NORMALIZATIONS)}, not {normalize!r}.")

@@ -102,10 +102,10 @@ def codes(
 @torch.no_grad()
 def decode(
     model: nn.Module,
-    z: torch.Tensor,  # `[n, latent]`
-    y: torch.Tensor,  # labels, int64 `[n]`
+    z: torch.Tensor,       # `[n, latent]`
+    y: torch.Tensor,       # labels, int64 `[n]`
     batch_size: int = 64,  # at most so many at a time
-) -> torch.Tensor:    # `[n, 3, h, h]` in [0, 1], in memory
+) -> torch.Tensor:         # `[n, 3, h, h]` in [0, 1], in memory
     "The pictures of codes, as images of these classes."
     model = unwrapped(model).eval()
     device = next(model.parameters()).device

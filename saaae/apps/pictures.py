@@ -119,7 +119,7 @@ class Prior(nn.Module):
 # %% ../../nbs/apps/pictures.ipynb #cell-12
 Coder = Callable[[torch.Tensor, int, int, torch.Tensor, torch.Tensor], torch.Tensor]
 
-def _put(table: torch.Tensor, places: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def _put_rows(table: torch.Tensor, places: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     "Rows put into a table `[b, n, c]`; a new one where a gradient is wanted."
     if torch.is_grad_enabled(): return table.index_copy(1, places, rows.to(table.dtype))
     table[:, places] = rows.to(table.dtype)
@@ -186,9 +186,9 @@ def walk(
         x, guess = _context(prior, kind, s, near, own, embedded, low)
         v, log_scale = _decode_block(prior, x, guess, places, log_step[:, places], code)
         seen = v.clamp(-16, 16)
-        embedded = _put(embedded, places, snap(F.relu(prior.embed(torch.cat([seen, seen.abs(), own], -1)))))
-        low = _put(low, places, v[..., :_GROUPS[1]])
-        values, scales = _put(values, places, v), _put(scales, places, log_scale)
+        embedded = _put_rows(embedded, places, snap(F.relu(prior.embed(torch.cat([seen, seen.abs(), own], -1)))))
+        low = _put_rows(low, places, v[..., :_GROUPS[1]])
+        values, scales = _put_rows(values, places, v), _put_rows(scales, places, log_scale)
     return values, scales
 
 # %% ../../nbs/apps/pictures.ipynb #cell-17

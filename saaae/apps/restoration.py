@@ -58,7 +58,7 @@ def _region_ssim(
 def keep_known(
     filled: torch.Tensor,  # `[n, 3, h, h]`, what a method gives
     x: torch.Tensor,       # the same shape: the image with its known pixels
-    mask: torch.Tensor,  # bool `[n, 1, h, h]`, true inside the hole
+    mask: torch.Tensor,    # bool `[n, 1, h, h]`, true inside the hole
 ) -> torch.Tensor:
     "The method's pixels inside the hole, the image's own outside."
     return torch.where(mask, filled, x)
@@ -66,7 +66,7 @@ def keep_known(
 def mask_from_file(
     path: Path | str,  # any image that `saaae.data.read_image` reads
     size: int,         # side of the images in pixels
-) -> torch.Tensor:  # bool `[1, 1, size, size]`, true where hidden
+) -> torch.Tensor:     # bool `[1, 1, size, size]`, true where hidden
     """A mask of one's own: bright (128 and more of 255, also transparent) is hidden; scaled to a square by nearest
     neighbour. Raises `DataError`."""
     grey = read_image(Path(path)).convert("L").resize((size, size), Image.Resampling.NEAREST)
@@ -93,10 +93,8 @@ def _opencv_fill(method: str) -> Callable[..., np.ndarray]:
     "One of OpenCV's, as a function of (picture, hidden, radius)."
     def fill(picture, mask, radius=3):
         cv2 = tool("cv2")
-        return (
-            cv2.inpaint((255 * picture).round().astype(np.uint8), mask.astype(np.uint8), radius, getattr(cv2, method))
-            / 255
-        )
+        levels, hole = (255 * picture).round().astype(np.uint8), mask.astype(np.uint8)
+        return cv2.inpaint(levels, hole, radius, getattr(cv2, method)) / 255
 
     return fill
 
@@ -130,7 +128,7 @@ def _stacked(restored: list[np.ndarray]) -> torch.Tensor:
 def inpaint(
     name: str,             # one of `INPAINTERS`
     x: torch.Tensor,       # `[n, 3, h, h]` in [0, 1]
-    mask: torch.Tensor,  # bool `[n, 1, h, h]`, true inside the hole
+    mask: torch.Tensor,    # bool `[n, 1, h, h]`, true inside the hole
     **options: Any,        # of the method
 ) -> torch.Tensor:         # `[n, 3, h, h]` in [0, 1]
     "Fill the holes with a classical method; known pixels are kept. Raises `ValueError` for another name."
@@ -169,35 +167,23 @@ def add_noise(
 def nlm(noisy: np.ndarray, sigma: float, strength: float = .8, fast: bool = False) -> np.ndarray:
     "Non-local means: patches of 5x5, looked for over 13x13 places; `fast` weighs the pixels of a patch alike."
     return tool("skimage.restoration").denoise_nl_means(
-        noisy, 5, 6, strength * sigma, fast_mode=fast, sigma=sigma, channel_axis=-1
-    )
-
+        noisy, 5, 6, strength * sigma, fast_mode=fast, sigma=sigma, channel_axis=-1)
 
 def tv(noisy: np.ndarray, sigma: float, strength: float = 1.) -> np.ndarray:
     "Total variation, iterated until it changes no more; the library's default stops too early in strong noise."
     return tool("skimage.restoration").denoise_tv_chambolle(
-        noisy, strength * sigma, eps=1e-5, max_num_iter=1000, channel_axis=-1
-    )
-
+        noisy, strength * sigma, eps=1e-5, max_num_iter=1000, channel_axis=-1)
 
 def wavelet(noisy: np.ndarray, sigma: float, strength: float = 1.0, family: str = "db1") -> np.ndarray:
     "Wavelet shrinkage at four scales, averaged over 4x4 shifts."
     restoration = tool("skimage.restoration")
-    options = dict(
-        sigma=strength * sigma,
-        wavelet=family,
-        wavelet_levels=4,
-        convert2ycbcr=True,
-        rescale_sigma=True,
-        channel_axis=-1,
-    )
+    options = dict(sigma=strength * sigma, wavelet=family, wavelet_levels=4, convert2ycbcr=True, rescale_sigma=True,
+                   channel_axis=-1)
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Level value of 4 is too high"
-        )  # for the longer wavelets on 64 pixels; still better than fewer
+        # for the longer wavelets on 64 pixels; still better than fewer
+        warnings.filterwarnings("ignore", "Level value of 4 is too high")
         return restoration.cycle_spin(
-            noisy, restoration.denoise_wavelet, 3, workers=1, func_kw=options, channel_axis=-1
-        )
+            noisy, restoration.denoise_wavelet, 3, workers=1, func_kw=options, channel_axis=-1)
 
 # %% ../../nbs/apps/restoration.ipynb #a9124940
 def bm3d(noisy: np.ndarray, sigma: float, strength: float = 1.) -> np.ndarray:
@@ -211,9 +197,8 @@ def median(noisy: np.ndarray, sigma: float, side: int = 3) -> np.ndarray:
     "The median of each colour over a square."
     return median_filter(noisy, (side, side, 1), mode="nearest")
 
-DENOISERS = dict(
-    nlm=nlm, tv=tv, wavelet=wavelet, bm3d=bm3d, median=median
-)  # functions of float64 `[h, w, 3]` and sigma
+# functions of float64 `[h, w, 3]` and sigma
+DENOISERS = dict(nlm=nlm, tv=tv, wavelet=wavelet, bm3d=bm3d, median=median)
 
 _OPTIONS = dict(
     telea=[dict(radius=r) for r in (1, 3, 6, 12)],
@@ -251,11 +236,8 @@ def best_options(
 ) -> dict[str, Any]:
     "The options whose mean PSNR inside the region is highest, of those in `_OPTIONS`."
     choices = _OPTIONS[name]
-    return (
-        choices[0]
-        if len(choices) == 1
-        else max(choices, key=lambda options: region_psnr(restore(**options), x, where).mean().item())
-    )
+    if len(choices) == 1: return choices[0]
+    return max(choices, key=lambda options: region_psnr(restore(**options), x, where).mean().item())
 
 # %% ../../nbs/apps/restoration.ipynb #cell-26
 def measured(
@@ -287,9 +269,7 @@ def best_baseline(
     measure: str = "psnr_db",
 ) -> str:
     "The classical tool with the highest mean."
-    rows = table[
-        (table.setting == setting) & (table.measure == measure) & ~table.method.isin(OURS)
-    ]
+    rows = table[(table.setting == setting) & (table.measure == measure) & ~table.method.isin(OURS)]
     return rows.loc[rows.value.idxmax(), "method"]
 
 # %% ../../nbs/apps/restoration.ipynb #3320cd79
@@ -314,10 +294,7 @@ def readme_table(
 ) -> str:
     "PSNR and SSIM of the best tool and of our model, one line a setting, with the difference over photographs."
     value = table.set_index(["method", "setting", "measure"]).value
-
-    def cell(method, setting):
-        return f"{value[method, setting, 'psnr_db']:.2f} dB, {value[method, setting, 'ssim']:.3f}"
-
+    cell = lambda method, setting: f"{value[method, setting, 'psnr_db']:.2f} dB, {value[method, setting, 'ssim']:.3f}"
     lines = [f"| {task} | best classical tool (PSNR, SSIM) | SAAAE | difference [95 % interval] | above |",
              "|---|---|---:|---:|---|"]
     for setting in table.setting.unique():

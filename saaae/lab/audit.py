@@ -73,7 +73,7 @@ class Audit(Findings):
 # %% ../../nbs/lab/audit.ipynb #cell-08
 def _linear_point(fit: LinearFit, x: torch.Tensor, level: float) -> dict[str, float]:
     "Exact rate and error of the linear optimum at a noise level, on images `[n, ...]`."
-    W, b, logvar, V = fit.parts(level, len(fit.variance))
+    W, b, logvar, V = fit.matrices(level, len(fit.variance))
     flat = x.flatten(1)
     mu = flat @ W.T + b
     error = (flat - fit.clean - mu @ V.T).square().sum(1).mean() + (logvar.exp() * V.square()).sum()

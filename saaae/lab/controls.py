@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from torch import nn
 import torch
 
-from .weights import AIMS
+from .pixel_weights import AIMS
 from ..data import Corruption, Images
 from .conditioned import ClassConditional, Conditioned, conditioned_kind
 from .gates import GATES
@@ -47,7 +47,7 @@ class LabFields(Config):
     # objective
     decoder_variance: str = "fixed"  # fixed: squared error; optimal: the variance that fits each batch best (sigma-VAE)
     noise_bank: bool = False         # the same 256 noise vectors again and again (published)
-    aim: str = "everything"          # which pixels matter: see `saaae.lab.weights.AIMS`
+    aim: str = "everything"          # which pixels matter: see `saaae.lab.pixel_weights.AIMS`
     # all rates in one model
     t_range: float = 1.              # the precision of each image is drawn from [1 / t_range, t_range]; 1: no range
     multirate: str = "tempered"      # how it is used: tempered posterior, conditioned networks, or both
@@ -132,7 +132,7 @@ class LabConfig(LabModels):
 def _check_controls(cfg: LabConfig) -> None:
     "Raise `ConfigError` for controls that do not go together."
     def refuse(why: str): raise ConfigError(f"{why}.")
-    ranged, cond, spatial = cfg.t_range > 1, cfg.multirate != "tempered", cfg.latent == "spatial"
+    ranged, conditioned, spatial = cfg.t_range > 1, cfg.multirate != "tempered", cfg.latent == "spatial"
     if ranged and (cfg.beta == 0 or cfg.decoder_variance != "fixed"):
         refuse("t_range above 1 needs a beta above 0 and a fixed decoder_variance")
     closed = cfg.gate_value == 0 if cfg.gate == "constant" else cfg.gate != "off" and cfg.floor == 0
@@ -140,11 +140,11 @@ def _check_controls(cfg: LabConfig) -> None:
         refuse("t_range above 1 needs a floor (or gate_value) above 0: a gate of 0 has no precision to change")
     if cfg.regions and not (ranged and spatial):
         refuse("regions need spatial latents and a t_range above 1")
-    if cfg.classes and (cond or spatial):
+    if cfg.classes and (conditioned or spatial):
         refuse("classes go with flat latents and the multirate 'tempered'")
-    if cfg.start == "linear" and (spatial or cfg.classes or cond):
+    if cfg.start == "linear" and (spatial or cfg.classes or conditioned):
         refuse("start 'linear' goes with flat latents and models that are told nothing")
-    if cond and (not ranged or spatial):
+    if conditioned and (not ranged or spatial):
         refuse("multirate goes with a t_range above 1 and flat latents")
     if (cfg.gate == "constant") != (cfg.gate_value is not None):
         refuse("gate_value goes with the gate 'constant', and only with it")

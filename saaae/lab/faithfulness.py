@@ -27,9 +27,7 @@ def randomised(
     model = copy.deepcopy(model)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for module in reversed(
-            list(model.attention.modules())
-        ):  # as they were built: parts before what resets them again
+        for module in reversed(list(model.attention.modules())):  # as built: parts before what resets them again
             if isinstance(module, nn.MultiheadAttention): module._reset_parameters()
             elif hasattr(module, "reset_parameters"): module.reset_parameters()
         if hasattr(model.attention, "position"): nn.init.normal_(model.attention.position, std=.02)
@@ -61,14 +59,13 @@ def removal_curves(
     model: SAAAE,
     images: Images,
     cfg: Config,
-    mask: torch.Tensor | None = None,  # masks, bool `[n, 1, h, h]`; `None`: as the config says
+    mask: torch.Tensor | None = None,    # masks, bool `[n, 1, h, h]`; `None`: as the config says
     steps: int = 12,                     # points on a curve
 ) -> pd.DataFrame:                       # columns order, removed (dimensions), removed_nats, mse
     "Error against what was removed, means over the images."
     model.eval()
-    counts = (
-        (cfg.latent * torch.linspace(0, 1, steps + 1) ** 2).round().int().unique().tolist()
-    )  # closest where most happens
+    # closest where most happens
+    counts = (cfg.latent * torch.linspace(0, 1, steps + 1) ** 2).round().int().unique().tolist()
     ranks, rows = _removal_ranks(model, images, cfg, mask), []
     for part in corrupted_parts(images, cfg, mask, model):
         q = model.posterior(part.corrupted)

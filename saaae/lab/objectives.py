@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from einops import repeat
 
-from .weights import AIMS, aim_weights
+from .pixel_weights import AIMS, aim_weights
 from ..models import PLACES
 from ..reparameterization import AnchoredGaussian
 from ..config import Batch, Objective

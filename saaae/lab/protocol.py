@@ -51,11 +51,11 @@ def _check_manifest(
         raise DataError(f"{what}: bring them back, or choose another folder.")
 
 def stl10_splits(
-    folder: str | Path,      # where the manifest goes
-    size: int = 64,          # side in pixels
-    validation: int = 5000,  # images of `unlabeled` to choose by
+    folder: str | Path,        # where the manifest goes
+    size: int = 64,            # side in pixels
+    validation: int = 5000,    # images of `unlabeled` to choose by
     root: Path | None = None,  # of STL-10; `None`: `data/STL10`
-) -> tuple[Images, Images]:  # train and validation; the test set is not touched
+) -> tuple[Images, Images]:    # train and validation; the test set is not touched
     "The sets to train and to choose on, as the manifest says."
     train_set = stl10("train", size, root)
     chosen, index = _validation_part(stl10("unlabeled", size, root), validation)

@@ -59,7 +59,7 @@ def _begin_linear(
     "Set a model's matrices to the optimum, in place."
     lines = (model.line_in.weight, model.line_in.bias, model.line_logvar.value, model.line_out.weight,
              model.line_out.bias)
-    for p, value in zip(lines, (*fit.parts(level, model.latent_shape[0]), fit.clean)):
+    for p, value in zip(lines, (*fit.matrices(level, model.latent_shape[0]), fit.clean)):
         p.zero_()
         p[tuple(slice(n) for n in value.shape)] = value.to(p) / _SLOWER  # fewer directions than dimensions: 0
     if isinstance(model, Matched):

@@ -53,12 +53,10 @@ def effect(
     if np.ptp(a - b) < 1e-12 * np.abs(a - b).max(initial=1e-300):
         low = high = mean(a, b)  # nothing to resample
     else:
-        low, high = stats.bootstrap(
-            (a, b), mean, paired=True, method="BCa" if n > 2 else "percentile", rng=0
-        ).confidence_interval
-    p = stats.permutation_test(
-        (a, b), mean, permutation_type="samples", vectorized=True, n_resamples=20_000, rng=0
-    ).pvalue
+        method = "BCa" if n > 2 else "percentile"
+        low, high = stats.bootstrap((a, b), mean, paired=True, method=method, rng=0).confidence_interval
+    flips = dict(permutation_type="samples", vectorized=True, n_resamples=20_000)
+    p = stats.permutation_test((a, b), mean, rng=0, **flips).pvalue
     return Effect(*map(float, (mean(a, b), low, high, p)), n)
 
 # %% ../../nbs/lab/statistics.ipynb #cell-09
@@ -95,10 +93,8 @@ def interpolate(
 ) -> np.ndarray:         # `[...]`; NaN outside the curve
     "The curve's error at a rate."
     order = np.argsort(rates)
-    return PchipInterpolator(np.log(np.asarray(rates)[order]), np.asarray(errors)[order], extrapolate=False)(
-        np.log(rate)
-    )
-
+    curve = PchipInterpolator(np.log(np.asarray(rates)[order]), np.asarray(errors)[order], extrapolate=False)
+    return curve(np.log(rate))
 
 def curve_of(runs: pd.DataFrame, without: str | None = None, points: tuple[str, ...] = CURVE) -> list[str]:
     "The points of a curve that there are."
@@ -156,16 +152,11 @@ def _gaps_by_photograph(
     rate, curve, per_seed = values(runs, variant, "rate_bits"), curve_of(runs, variant), []
     table = photographs.pivot_table(index=["variant", "seed"], columns="group", values=column)
     for seed in rate.index:
-        if (
-            not np.isfinite(rate[seed])
-            or len(curve) < 2
-            or any((v, seed) not in table.index for v in (variant, *curve))
-        ):
-            continue
+        missing = any((v, seed) not in table.index for v in (variant, *curve))
+        if missing or len(curve) < 2 or not np.isfinite(rate[seed]): continue
         rates = np.array([values(runs, v, "rate_bits")[seed] for v in curve])
-        per_seed.append(
-            table.loc[(variant, seed)] - interpolate(rates, np.stack([table.loc[(v, seed)] for v in curve]), rate[seed])
-        )
+        errors = np.stack([table.loc[(v, seed)] for v in curve])
+        per_seed.append(table.loc[(variant, seed)] - interpolate(rates, errors, rate[seed]))
     return pd.concat(per_seed, axis=1).mean(axis=1) if per_seed else pd.Series(dtype=float)
 
 def _compare_photographs(

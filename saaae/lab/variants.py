@@ -126,19 +126,10 @@ PRECISION |= {
 }
 
 # %% ../../nbs/lab/variants.ipynb #19e76890
-TRIED = (
-    "tempered_attention",
-    "tempered_precision",
-    "tempered_growing",
-    "tempered_wide",
-    "tempered_balance_0.5",
-    "tempered_balance_0",
-    "tempered_told",
-    "conditioned_attention",
-    "finetuned_decoder",
-    "spatial_regions_masked",
-    "spatial_matched_edges",
-)  # no goal rests on them: three seeds are enough
+TRIED = (  # no goal rests on them: three seeds are enough
+    "tempered_attention", "tempered_precision", "tempered_growing", "tempered_wide", "tempered_balance_0.5",
+    "tempered_balance_0", "tempered_told", "conditioned_attention", "finetuned_decoder", "spatial_regions_masked",
+    "spatial_matched_edges")
 # a variant whose config or start comes from another's results
 NEEDS = {"constant": "saaae", "finetuned_decoder": "vae_beta_0.25"}
 

@@ -35,9 +35,8 @@ def load_learner(learner: Learner, tensors: dict[str, torch.Tensor], rest: dict[
     state = {i: {} for i, _ in enumerate(learner.model.parameters())}
     for name, v in tensors.items():
         if name.startswith("optimizer."): state[int(name.split(".")[1])][name.split(".")[2]] = v
-    for p, s in zip(
-        learner.model.parameters(), state.values()
-    ):  # the fused step needs moments laid out in memory as the weights are
+    for p, s in zip(learner.model.parameters(), state.values()):
+        # the fused step needs moments laid out in memory as the weights are
         for k in ("exp_avg", "exp_avg_sq"):
             if s: s[k] = torch.empty_like(p).copy_(s[k])  # a weight that is not used has no moments
     learner.optimizer.load_state_dict(dict(state=state, param_groups=rest["param_groups"]))
@@ -72,7 +71,7 @@ def cut_rows(path: Path, epoch: int) -> None:
 CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 
 # %% ../../nbs/runs/checkpoint.ipynb #cell-08
-_FORMAT = 3  # of a checkpoint; 1 had no hash, 2 no images
+_FORMAT = 3  # of a checkpoint
 
 def _rows_sha256(folder: Path, epoch: int) -> str:
     "SHA-256 of the rows of metrics.csv up to an epoch. Raises `ValueError` or `IndexError` if it is damaged."

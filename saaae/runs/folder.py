@@ -332,7 +332,6 @@ def _is_finished(folder: Path, images: Images, cfg: Config) -> bool:
     except OSError as e:
         what = f"{folder / FINISHED} cannot be read ({e.strerror})"
         raise TrainingError(f"{what}: see to it, or choose another folder (out).") from e
-    if said == mark.split()[0]: return True  # as it was before metrics were in it
     if other := [line.split()[1] for line in mark.splitlines() if line not in said.splitlines()]:
         what = f"{folder} holds a finished run with other {' and '.join(other)}"
         raise TrainingError(f"{what}: bring that back, or choose another folder (out).")

@@ -100,11 +100,11 @@ class Exchanges(Shares):
         if self.main:
             try: made = make()
             except Exception as e: failed = e
-        cond = [made, failed and str(failed)]
-        with _exchange(): broadcast_object_list(cond)
+        answer = [made, failed and str(failed)]
+        with _exchange(): broadcast_object_list(answer)
         if failed: raise failed
-        if cond[1] is not None: raise ProcessError(f"The main process stopped: {cond[1]}")
-        return cond[0]
+        if answer[1] is not None: raise ProcessError(f"The main process stopped: {answer[1]}")
+        return answer[0]
 
 # %% ../../nbs/runs/processes.ipynb #5badfe3b
 @dataclass(frozen=True)

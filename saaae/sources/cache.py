@@ -34,7 +34,9 @@ def gather(
     "Images that are kept in memory."
     pixels, labels, groups = [], [], []
     for picture, label, group in pictures:
-        pixels.append(picture), labels.append(label), groups.append(group)
+        pixels.append(picture)
+        labels.append(label)
+        groups.append(group)
     pixels = torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
     labels, groups = torch.tensor(labels).long(), torch.tensor(groups).long()
     return Images(pixels, labels, groups, tuple(about["classes"]), about["name"])
@@ -91,27 +93,29 @@ def write_cache(
     "Write a cache file, whole or not at all, with one picture in memory at a time. Raises `OSError`."
     labels, groups, shape, digest = array("q"), array("q"), (3, 0, 0), hashlib.sha256()
     with atomic_file(path) as f:
-        def put(content: bytes) -> None: f.write(content), digest.update(content)
+        def write(content: bytes) -> None:
+            f.write(content)
+            digest.update(content)
         f.write(bytes(_HEAD))
         for picture, label, group in pictures:
-            put(np.ascontiguousarray(picture))
-            labels.append(label), groups.append(group)
+            write(np.ascontiguousarray(picture))
+            labels.append(label)
+            groups.append(group)
             shape = picture.shape
         said = json.dumps(about | dict(key=key)).encode()
         said = said.ljust(len(said) + -(f.tell() + len(said)) % 8)
-        for content in (said, labels, groups): put(content)
+        for content in (said, labels, groups): write(content)
         f.seek(0)
         f.write(_cache_header(len(labels), shape, len(said), digest.hexdigest()))
 
+# %% ../../nbs/sources/cache.ipynb #5b1e7c2d
 def open_cache(path: Path) -> tuple[Images, dict[str, Any]] | None:
     """The images of a cache file and what is said of them; `None` if there is no such file or it is not exactly what
     was written."""
     try:
         with safetensors.safe_open(path, "pt") as f:
-            parts, digest = (
-                [f.get_tensor(name) for name in ("pixels", "about", "labels", "groups")],
-                f.metadata()["sha256"],
-            )
+            parts = [f.get_tensor(name) for name in ("pixels", "about", "labels", "groups")]
+            digest = f.metadata()["sha256"]
         if parts[0].nbytes <= IN_MEMORY: parts = [part.clone() for part in parts]
         pixels, said, labels, groups = parts
         with open(path, "rb") as f: head = f.read(_HEAD)

@@ -154,7 +154,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def read_weights(
     path: str | Path,                 # a safetensors file
     like: dict[str, torch.Tensor],    # a model's state: names, shapes and types to expect
-) -> dict[str, torch.Tensor]:  # in the types of `like`
+) -> dict[str, torch.Tensor]:         # in the types of `like`
     """A model's weights. Raises `DataError` for a file that is none, of another model, damaged, or with numbers that
     are not finite."""
     shapes = read_shapes(Path(path))
