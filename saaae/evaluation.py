@@ -22,7 +22,8 @@ import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from torchvision.utils import make_grid
 
-from .data import DataError, Images, Share, batch_at, batch_indices, patch_mask, spread_images, stream_seed, to_unit
+from .data import DataError, Images, Share, batch_at, batch_indices, patch_mask, spread_images, stream_seed
+from .data import to_unit
 from .reparameterization import KL_KINDS, AnchoredGaussian, to_float64
 from .training import PARALLEL, unwrapped
 from .config import Config
