@@ -20,7 +20,7 @@ def _minmax(
     scores: torch.Tensor,      # `[b, ...]`, any range
     normalize: str = "image",  # image: over each image's scores; batch: over all of them (the published run)
 ) -> torch.Tensor:             # importance `[b, ...]` in [0, 1]
-    "Min-max normalize scores; scores that are equal (to rounding) give 0. Raises `ValueError` for another normalize."
+    "Min-max normalize scores; scores that are equal (to rounding) give 0. Raises `ValueError` for another `normalize`."
     if normalize not in ("image", "batch"):
         raise ValueError(f"normalize must be image or batch, not {normalize!r}.")
     dims = tuple(range(1 if normalize == "image" else 0, scores.dim()))
@@ -36,7 +36,7 @@ def to_importance(
     scores: torch.Tensor,      # `[b, ...]`, any range
     normalize: str = "image",  # min-max over each image or over the batch, or a sigmoid of each score
 ) -> torch.Tensor:             # `[b, ...]` in [0, 1]
-    "Scores as importance. Raises `ValueError` for another normalize."
+    "Scores as importance. Raises `ValueError` for another `normalize`."
     if normalize not in NORMALIZATIONS:
         raise ValueError(f"normalize must be one of {', '.join(NORMALIZATIONS)}, not {normalize!r}.")
     return scores.sigmoid() if normalize == "sigmoid" else _minmax(scores, normalize)

@@ -123,10 +123,8 @@ def _straight_line(cfg: LabConfig, pictures: np.ndarray) -> Callable[[], object]
 def resized(cfg: LabConfig, pictures: np.ndarray) -> Images:
     "The pictures at the size of training, as uint8, each a group of its own."
     resize = transforms.Resize((cfg.image_size, cfg.image_size))
-    return stack_images(
-        [np.asarray(resize(Image.fromarray(p))) for p in pictures], [0] * len(pictures), ["images"], "pictures"
-    )
-
+    small = [np.asarray(resize(Image.fromarray(p))) for p in pictures]
+    return stack_images(small, [0] * len(small), ["images"], "pictures")
 
 def _pythae_trainer(cfg: LabConfig, pictures: np.ndarray) -> Callable[[], object]:
     "pythae's trainer around the plain network."
@@ -179,9 +177,8 @@ def work() -> None:
     os.dup2(2, 1)  # whatever else is printed is no answer
     job = json.loads(sys.stdin.readline())
     cfg = configure(**job["config"])
-    epoch = LOOPS[job["loop"]](
-        cfg, np.random.RandomState(0).randint(0, 256, (job["images"], job["side"], job["side"], 3), np.uint8)
-    )
+    pictures = np.random.RandomState(0).randint(0, 256, (job["images"], job["side"], job["side"], 3), np.uint8)
+    epoch = LOOPS[job["loop"]](cfg, pictures)
     say = lambda **answer: print(json.dumps(answer), file=answers, flush=True)
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         epoch()
@@ -267,32 +264,23 @@ def compare(
     loops: tuple[str, ...] = tuple(LOOPS),  # the first is what the ratios are to
     rounds: int = 5,
     steps: int = 2,      # batches an epoch
-    cond: Callable[[str], None] = print,  # given a line of progress now and then
+    report: Callable[[str], None] = print,  # given a line of progress now and then
 ) -> pd.DataFrame:       # one row a loop
     "Loops in turn, the order reversed every other round."
     turns, rows = [], []
     with ExitStack() as stack:
         for loop in loops:
             turns.append(stack.enter_context(Turns(loop, cfg, steps * cfg.batch_size)))
-            cond(f"{loop} is ready")
+            report(f"{loop} is ready")
         for turn in range(rounds):
             answers = {t.name: t.epoch() for t in (turns if turn % 2 else turns[::-1])}
             limit = _matmul_rate(cfg.device, cfg.arithmetic)
-            rows += [
-                dict(
-                    loop=t.name,
-                    limit_share=t.flops * answers[t.name]["images_per_s"] / limit,
-                    matmul_gflops=limit / 1e9,
-                    **answers[t.name],
-                    ratio=answers[t.name]["images_per_s"] / answers[loops[0]]["images_per_s"],
-                )
-                for t in turns
-            ]
-            cond(
-                f"round {turn + 1} of {rounds}: "
-                + ", ".join(f"{name} {a['images_per_s']:.1f}" for name, a in answers.items())
-                + f" images/s, matmul {limit / 1e9:.0f} GFLOP/s"
-            )
+            for t in turns:
+                speed = answers[t.name]["images_per_s"]
+                rows.append(dict(loop=t.name, limit_share=t.flops * speed / limit, matmul_gflops=limit / 1e9,
+                                 **answers[t.name], ratio=speed / answers[loops[0]]["images_per_s"]))
+            speeds = ", ".join(f"{name} {a['images_per_s']:.1f}" for name, a in answers.items())
+            report(f"round {turn + 1} of {rounds}: {speeds} images/s, matmul {limit / 1e9:.0f} GFLOP/s")
     return _summary(pd.DataFrame(rows), {t.name: t.flops / 1e9 for t in turns})
 
 # %% ../../nbs/tools/benchmark.ipynb #71600bf3
@@ -308,25 +296,11 @@ def _summary(
         for name in ("images_per_s", "ratio")
         for end, f in (("low", "min"), ("high", "max"))
     }
-    table = middle.assign(
-        **spread, peak_mb=grouped.peak_mb.max(), gflop_per_image=pd.Series(gflop), rounds=grouped.size()
-    ).reset_index()
-    return table[
-        [
-            "loop",
-            "images_per_s",
-            "images_per_s_low",
-            "images_per_s_high",
-            "ratio",
-            "ratio_low",
-            "ratio_high",
-            "limit_share",
-            "peak_mb",
-            "gflop_per_image",
-            "matmul_gflops",
-            "rounds",
-        ]
-    ]
+    more = dict(peak_mb=grouped.peak_mb.max(), gflop_per_image=pd.Series(gflop), rounds=grouped.size())
+    table = middle.assign(**spread, **more).reset_index()
+    return table[[
+        "loop", "images_per_s", "images_per_s_low", "images_per_s_high", "ratio", "ratio_low", "ratio_high",
+        "limit_share", "peak_mb", "gflop_per_image", "matmul_gflops", "rounds"]]
 
 # %% ../../nbs/tools/benchmark.ipynb #cell-18
 GROWTH = dict(image_size=(32, 64, 128, 256), batch_size=(16, 64, 256), latent=(32, 128, 512))
@@ -335,7 +309,7 @@ def grow(
     cfg: LabConfig,
     points: dict[str, tuple[int, ...]] = GROWTH,  # what grows: a field of the config, and its values
     rounds: int = 3,
-    cond: Callable[[str], None] = print,          # given a line of progress now and then
+    report: Callable[[str], None] = print,        # given a line of progress now and then
 ) -> pd.DataFrame:                                # one row a point
     "Our loop, one batch an epoch, with one field of the config changed at a time."
     rows = []
@@ -348,13 +322,10 @@ def grow(
             if 16 * weights < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2:
                 with Turns("saaae", changed, changed.batch_size, changed.image_size) as turns:
                     answers = pd.DataFrame([turns.epoch() for _ in range(rounds)])
-                    row |= dict(
-                        images_per_s=answers.images_per_s.median(),
-                        gflop_per_image=turns.flops / 1e9,
-                        peak_mb=answers.peak_mb.max(),
-                    )
+                    row |= dict(images_per_s=answers.images_per_s.median(), gflop_per_image=turns.flops / 1e9,
+                                peak_mb=answers.peak_mb.max())
             rows.append(row)
-            cond(", ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+            report(", ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
     return pd.DataFrame(rows, columns=["grows", "value", "weights", "images_per_s", "gflop_per_image", "peak_mb"])
 
 def _in_a_process(

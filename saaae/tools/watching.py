@@ -123,12 +123,8 @@ def _draw_curve(ax: plt.Axes, rows: pd.DataFrame, column: str, label: str, style
     else:
         for i, run in enumerate(values):
             seen = values[run].dropna()
-            ax.plot(
-                seen,
-                label=None if i else label,
-                marker="." if len(seen) < 60 else None,
-                **(style if values.shape[1] < 2 else thin),
-            )
+            ax.plot(seen, label=None if i else label, marker="." if len(seen) < 60 else None,
+                    **(style if values.shape[1] < 2 else thin))
     if len(values): return ""
     ax.plot([], label=label, **style)  # for the legend
     return f"{label}: {'infinite' if rows[column].isin([math.inf]).any() else 'none yet'}"
@@ -143,19 +139,15 @@ def draw_runs(
     "Curves of several runs over each other."
     columns, names = [columns] if isinstance(columns, str) else list(columns), list(rows.curve.unique())
     legend = .17 * max(0, math.ceil(len(names) / 6) - 3)  # inches, beyond three rows
-    fig = Figure(
-        figsize=(4.2 * len(columns), 3.6 + legend), layout="constrained"
-    )  # not pyplot's: a view that draws for days leaves none behind
+    # not pyplot's: a view that draws for days leaves none behind
+    fig = Figure(figsize=(4.2 * len(columns), 3.6 + legend), layout="constrained")
     for ax, column in zip(fig.subplots(1, len(columns), squeeze=False)[0], columns):
         notes = []
         for i, name in enumerate(names):
             if shown is not None and name not in shown: continue
             own = rows[rows.curve == name]
-            notes.append(
-                _draw_curve(
-                    ax, own if column in own else own.assign(**{column: math.nan}), column, name, colour(i, name), band
-                )
-            )
+            if column not in own: own = own.assign(**{column: math.nan})
+            notes.append(_draw_curve(ax, own, column, name, colour(i, name), band))
         ax.text(.98, .98, "\n".join(filter(None, notes)), transform=ax.transAxes, ha="right", va="top", fontsize=8)
         ax.set(xlabel="epoch", title=PANELS.get(column, column))
         if column in ("mse", "train_loss") and ax.lines:
@@ -273,11 +265,10 @@ class View(Looks):
 # %% ../../nbs/tools/watching.ipynb #cell-22
 def watch(
     runs: str | Path | list[str | Path],  # folders or patterns
-    every: float = 2.0,  # seconds between two looks
+    every: float = 2.,                       # seconds between two looks
     columns: Sequence[str] = tuple(PANELS),  # columns of metrics.csv
-    band: bool = True,  # mean and range of a variant's seeds
-    live: bool
-    | None = None,  # follow until stopped; False: draw once; None: follow where Jupyter's server started the kernel
+    band: bool = True,                       # mean and range of a variant's seeds
+    live: bool | None = None,  # follow until stopped; False: draw once; None: follow if Jupyter's server is there
 ) -> View | None:                            # the view that follows
     "Show runs: live in JupyterLab, once where nobody looks on (papermill)."
     from IPython.display import Image, display  # only here: the command reads runs without it
@@ -337,16 +328,12 @@ def tracking(
         for path in (folder / "tensorboard").rglob("events.out.tfevents.*"):
             path.unlink()  # of an earlier run
     accelerator = Accelerator(log_with=name, project_dir=str(folder))
-    config = {
-        k: v if type(v) in (int, float, str, bool) else str(v) for k, v in asdict(cfg).items()
-    }  # TensorBoard takes no others
+    # TensorBoard takes no other types
+    config = {k: v if type(v) in (int, float, str, bool) else str(v) for k, v in asdict(cfg).items()}
     options = dict(tensorboard=dict(purge_step=done + 1), wandb=dict(name=folder.name, dir=str(folder)))
     accelerator.init_trackers("tensorboard" if name == "tensorboard" else "saaae", config, {name: options[name]})
     def log(row):
-        accelerator.log(
-            {f"{row['model']}/{k}": v for k, v in row.items() if k not in ("model", "epoch") and v == v},
-            step=row["epoch"],
-        )
-
+        figures = {f"{row['model']}/{k}": v for k, v in row.items() if k not in ("model", "epoch") and v == v}
+        accelerator.log(figures, step=row["epoch"])
     try: yield log
     finally: accelerator.end_training()
