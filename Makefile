@@ -11,12 +11,14 @@
 # make precision   one model for all rates, regions: run what is missing of results/precision/ (an hour or two; can be stopped and continued)
 # make applications  inpainting, denoising, compression, conditional generation, and the tutorial of anchoring, into results/applications/ (an hour
 #                  and more); KODAK=folder measures compression on the Kodak suite, too
+# make recognition  importance trained for a classifier of Tiny-ImageNet (downloaded on first use), six seeds; the importance that ships (two hours,
+#                  can be stopped and continued)
 # make models      train the models that ship again, into saaae/pretrained/ (an hour and a half; can be stopped and continued; needs apt-get)
 # make bench       training at the published widths beside other loops: images a second, memory, share of the rate of matrix products (a quarter of an hour)
 # make full        the published schedule whole, on photos64: 3,000 epochs of both models, for a machine with a CUDA device
 # make test        the tests, but for those over a minute; two processes of one thread each
 # make test-slow   those over a minute; CI runs both
-# make explore     JupyterLab on the explorer: nothing to train, nothing to set
+# make explore     JupyterLab on a copy of the explorer: nothing to train, nothing to set, nothing changes here
 # make watch       JupyterLab on the notebook that follows runs while they train
 # make docs        the documentation site, docs/_build/html/index.html
 # make lab         JupyterLab on the notebooks
@@ -34,7 +36,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 2147483647
 
-.PHONY: reproduce evidence tiny_imagenet regime water audit notebooks verdict check precision applications models bench full test test-slow explore watch docs \
+.PHONY: reproduce evidence tiny_imagenet regime water audit notebooks verdict check precision applications recognition models bench full test test-slow explore watch docs \
 	lab export readme
 
 .venv/installed: requirements.lock setup.py settings.ini
@@ -105,6 +107,11 @@ applications: .venv/installed
 	@$(BIN)/papermill -k python3 --no-progress-bar --log-level ERROR nbs/apps/compression.ipynb results/applications/compression.ipynb $(if $(KODAK),-p kodak $(KODAK))
 	@echo "results/applications has a table, a picture and an executed notebook for each."
 
+recognition: .venv/installed
+	@mkdir -p results/applications
+	@$(BIN)/python -m saaae.apps.recognition
+	@$(PAPERMILL) nbs/apps/preserving.ipynb results/applications/preserving.ipynb
+
 models: .venv/installed
 	@mkdir -p results/shipped
 	@$(PAPERMILL) nbs/tools/shipped.ipynb results/shipped/shipped.ipynb
@@ -131,7 +138,8 @@ test-slow: .venv/installed
 	@$(BIN)/python -m pytest -q -m slow tests
 
 explore: .venv/installed
-	@$(JUPYTER) --LabApp.default_url=/lab/tree/nbs/tools/explore.ipynb
+	@folder=$$(mktemp -d) && cp nbs/tools/explore.ipynb $$folder && \
+	$(JUPYTER) --LabApp.default_url=/lab/tree/explore.ipynb $$folder
 
 watch: .venv/installed
 	@$(JUPYTER) --LabApp.default_url=/lab/tree/nbs/tools/watch.ipynb

@@ -28,6 +28,7 @@ def test_there_are_notebooks():
         "apps/front",
         "apps/picture_training",
         "apps/pictures",
+        "apps/recognition",
         "apps/restoration",
         "apps/restorer",
         "lab/audit",
@@ -65,6 +66,7 @@ def test_there_are_notebooks():
         "tools/cli",
         "tools/commands",
         "tools/explorer",
+        "tools/pair",
         "tools/picture_commands",
         "tools/watching",
     ]

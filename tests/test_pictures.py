@@ -158,6 +158,17 @@ def test_noise_is_taken_away_whether_its_level_is_told_or_not(model, photo):
         model.denoise(photo, 20)
 
 
+def test_salt_and_pepper_is_found_and_filled(model, photo):
+    from scipy.ndimage import median_filter
+
+    u, spoilt = np.random.RandomState(0).rand(photo.height, photo.width), np.array(photo)
+    spoilt[u < 0.1], spoilt[u < 0.05] = 255, 0
+    clean = model.denoise(spoilt, impulses=True)
+    assert psnr(clean, photo) > psnr(median_filter(spoilt, (3, 3, 1)), photo) + 3
+    untouched = model.denoise(photo, impulses=True)
+    assert (np.asarray(untouched) != np.asarray(photo)).mean() < 0.01
+
+
 def test_commands_leave_what_they_say(tmp_path, photo, capsys):
     photo.save(tmp_path / "p.png")
     Image.new("L", photo.size).save(tmp_path / "m.png")

@@ -72,9 +72,9 @@ def test_denoising(tmp_path):
     assert run.returncode == 0, run.stderr[-3000:]
     found = table(tmp_path / "denoising.csv")
     gaussian = {level: f"Gaussian {level:g}, 64x64" for level in (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)}
-    settings = (*gaussian.values(), "salt and pepper 0.1 (not trained on), 64x64")
+    settings = (*gaussian.values(), "salt and pepper 0.1, 64x64")
     assert {(m, s) for m, s, _ in found} == {
-        (m, s) for m in ("noisy", "nlm", "tv", "wavelet", "bm3d", "median", "saaae") for s in settings
+        (m, s) for m in ("noisy", "start", "once", "nlm", "tv", "wavelet", "bm3d", "median", "saaae") for s in settings
     }
     for level in (0.05, 0.1, 0.2):  # clipping takes some of it away
         assert -0.2 < found["noisy", gaussian[level], "psnr_db"] + 20 * np.log10(level) < 3
@@ -82,6 +82,7 @@ def test_denoising(tmp_path):
         for method in ("bm3d", "saaae"):
             assert found[method, gaussian[level], "psnr_db"] > found["noisy", gaussian[level], "psnr_db"] + 3
     assert found["median", settings[-1], "psnr_db"] > found["noisy", settings[-1], "psnr_db"] + 5
+    assert found["saaae", settings[-1], "psnr_db"] > found["median", settings[-1], "psnr_db"] + 2
     assert (tmp_path / "denoising.png").stat().st_size > 10_000
     assert "| Gaussian 0.2, 64x64 | " in (tmp_path / "denoising.md").read_text()
 

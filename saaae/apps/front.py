@@ -18,7 +18,8 @@ from torch import nn
 
 from .codec import Codec, frequencies, to_image
 from .pictures import COEFS, PictureError, PictureSAAAE
-from .restorer import Restorer, restore
+from .recognition import Importance
+from .restorer import Restorer, find_impulses, restore
 from ..data import DataError
 from ..runs.pretrained import PRETRAINED
 from ..sources.files import read_tensors, save_tensors
@@ -106,32 +107,35 @@ def estimate_noise(image: Image.Image) -> float:  # standard deviation, image in
 
 # %% ../../nbs/apps/front.ipynb #cell-18
 class Shipped:
-    "Both models, from a folder and to it."
-    def __init__(self, codec: Codec, restorer: Restorer):
-        self.codec, self.restorer = codec, restorer.eval().requires_grad_(False)
+    "The models, from a folder and to it."
+    def __init__(self, codec: Codec, restorer: Restorer, importance: Importance):
+        self.codec = codec
+        self.restorer, self.importance = (net.eval().requires_grad_(False) for net in (restorer, importance))
 
     def save(self, folder: Path) -> None:
-        "Write both models' weights. Raises `OSError`."
+        "Write the models' weights. Raises `OSError`."
         tables = dict(frequency=torch.from_numpy(self.codec.frequency))
         save_tensors(folder/"codec.safetensors", shrink_weights(self.codec.model.state_dict()) | tables)
         needed = {k: v for k, v in self.restorer.state_dict().items() if not k.startswith("posterior.")}  # in training
         save_tensors(folder/"restorer.safetensors", shrink_weights(needed))
+        save_tensors(folder/"importance.safetensors", shrink_weights(self.importance.state_dict()))
 
     @classmethod
     def load(cls, folder: Path = PRETRAINED/"pictures") -> Self:
         "The models of a folder. Raises `DataError` for files that are missing, damaged, or of other models."
         blank = PictureSAAAE(torch.zeros(COEFS), torch.zeros(COEFS, COEFS), torch.ones(COEFS))
-        restorer = Restorer()
+        restorer, importance = Restorer(), Importance()
         try:
             weights = read_tensors(folder/"codec.safetensors")[0]
             frequency = weights.pop("frequency").numpy()
             blank.load_state_dict(grow_weights(weights))
             kept = grow_weights(read_tensors(folder/"restorer.safetensors")[0])
             missing, unknown = restorer.load_state_dict(kept, False)
+            importance.load_state_dict(grow_weights(read_tensors(folder/"importance.safetensors")[0]))
             if unknown or not all(k.startswith("posterior.") for k in missing): raise KeyError((*unknown, *missing)[0])
         except (KeyError, RuntimeError, FileNotFoundError) as e:
             raise DataError(f"{folder} holds no models for pictures: {str(e).splitlines()[0]}") from e
-        return cls(Codec(blank, frequency), restorer)
+        return cls(Codec(blank, frequency), restorer, importance)
 
 # %% ../../nbs/apps/front.ipynb #cell-19
 class Compressing(Shipped):
@@ -171,8 +175,19 @@ class Compressing(Shipped):
         return rebuilt
 
 # %% ../../nbs/apps/front.ipynb #cell-20
+def _tensor(picture: Image.Image) -> torch.Tensor:  # `[1, 3, h, w]` in [-1, 1]
+    return torch.from_numpy(np.array(picture)).movedim(2, 0)[None].float() / 127.5 - 1
+
 class Pictures(Compressing):
     "The models for pictures: what `SAAAE.from_pretrained('pictures')` gives."
+    def importance_map(self, image: Picture) -> Image.Image:  # grey, of the picture's size; bright is important
+        "Where precision helps to recognise what is in the picture: a mask for `keep`. Raises `DataError`."
+        picture = load_image(image)
+        blocks = [max(1, round(min(8 * side / min(picture.size), 64))) for side in picture.size]
+        small = picture.resize([8 * n for n in blocks], Image.Resampling.LANCZOS)
+        levels = (255 * self.importance(_tensor(small))[0]).round().byte().numpy()
+        return Image.fromarray(levels).resize(picture.size, Image.Resampling.BILINEAR)
+
     def inpaint(
         self,
         image: Picture,
@@ -188,9 +203,11 @@ class Pictures(Compressing):
         self,
         image: Picture,
         sigma: float | None = None,  # standard deviation of the noise, image in [0, 1]; `None`: estimated
+        impulses: bool = False,      # salt and pepper instead: black and white pixels are found and filled
     ) -> Image.Image:
-        "Take white noise away. Raises `PictureError`, or `DataError` for a file."
+        "Take white noise or salt and pepper away. Raises `PictureError`, or `DataError` for a file."
         picture = load_image(image)
+        if impulses: return self._restored(picture, ~find_impulses(_tensor(picture)), 2 * (sigma or 0.), None)
         sigma = estimate_noise(picture) if sigma is None else sigma
         if not 0 <= sigma <= 1: raise PictureError(f"sigma must be from 0 to 1, not {sigma:g}.")
         return self._restored(picture, None, 2 * sigma, None)
@@ -198,5 +215,4 @@ class Pictures(Compressing):
     def _restored(
         self, picture: Image.Image, known: torch.Tensor | None, sigma: float, sample: int | None
     ) -> Image.Image:
-        x = torch.from_numpy(np.array(picture)).movedim(2, 0)[None].float() / 127.5 - 1
-        return to_image(restore(self.restorer, x, known, sigma, sample), *picture.size)
+        return to_image(restore(self.restorer, _tensor(picture), known, sigma, sample), *picture.size)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['INPAINTERS', 'NOISES', 'DENOISERS', 'OURS', 'region_psnr', 'keep_known', 'mask_from_file', 'tool', 'mean_colour',
            'pictures', 'inpaint', 'gaussian', 'salt_and_pepper', 'add_noise', 'nlm', 'tv', 'wavelet', 'bm3d', 'median',
-           'denoise', 'best_options', 'measured', 'long_table', 'best_baseline', 'differences', 'readme_table',
-           'in_words', 'draw_strip', 'application_folder', 'spread']
+           'denoise', 'best_options', 'LinearGuess', 'measured', 'long_table', 'best_baseline', 'differences',
+           'readme_table', 'in_words', 'draw_strip', 'application_folder', 'spread']
 
 # %% ../../nbs/apps/restoration.ipynb #cell-02
 import warnings
@@ -28,6 +28,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from ..data import DataError, Images, stream_seed, to_unit
 from ..sources.images import read_image
 from ..reparameterization import to_float64
+from ..lab.linear import fit_clean
 from ..lab.statistics import Effect, effect
 from ..config import ConfigError, check_field
 from ..runs.folder import results_folder
@@ -205,6 +206,7 @@ _OPTIONS = dict(
     navier_stokes=[dict(radius=r) for r in (1, 3, 6, 12)],
     biharmonic=[{}],
     mean_colour=[{}],
+    linear=[dict(residual=r) for r in (.02, .05, .1, .2)],
     nlm=[
         dict(strength=s, fast=f)
         for f, strengths in ((True, (0.4, 0.6, 0.8)), (False, (0.8, 1.0, 1.2)))
@@ -239,6 +241,29 @@ def best_options(
     if len(choices) == 1: return choices[0]
     return max(choices, key=lambda options: region_psnr(restore(**options), x, where).mean().item())
 
+# %% ../../nbs/apps/restoration.ipynb #01c2aa91
+class LinearGuess:
+    "The conditional mean of pictures of one size under a Gaussian fitted to others; pictures in [0, 1]."
+    def __init__(self, images: Images, k: int = 512):  # principal components
+        fit = fit_clean(images, k)
+        self.mean, self.axes = (fit.clean + 1) / 2, fit.decode * fit.variance.clamp_min(0).sqrt() / 2
+
+    def __call__(
+        self,
+        y: torch.Tensor,         # `[n, 3, h, h]`
+        known: torch.Tensor,     # bool `[n, 1, h, h]`
+        sigma: float = 0.,       # standard deviation of the noise
+        residual: float = .05,   # standard deviation of what the components leave
+    ) -> torch.Tensor:           # `[n, 3, h, h]`
+        "Each picture's conditional mean."
+        noise, found = residual**2 + sigma**2, []
+        for flat, own in zip((y.flatten(1) - self.mean), known.expand_as(y).flatten(1)):
+            W = self.axes[own]
+            z = torch.linalg.solve(W.T @ W + noise * torch.eye(W.shape[1]), W.T @ flat[own])
+            guess = self.axes @ z
+            found.append(self.mean + guess + own * residual**2 / noise * (flat - guess))
+        return torch.stack(found).view_as(y).clamp(0, 1)
+
 # %% ../../nbs/apps/restoration.ipynb #cell-26
 def measured(
     method: str,
@@ -261,7 +286,7 @@ def long_table(
     rows = by_image.drop(columns="group").melt(["method", "setting"], var_name="measure").dropna(subset="value")
     return rows.groupby(["method", "setting", "measure"], sort=False).value.agg(value="mean", n="size").reset_index()
 
-OURS = ("saaae", "start", "noisy")  # our model, what it begins at, and doing nothing: no classical tools
+OURS = ("saaae", "once", "start", "noisy")  # the model, without turned views, its first guess, nothing at all
 
 def best_baseline(
     table: pd.DataFrame,  # of `long_table`
