@@ -34,6 +34,62 @@ def papermill(notebook, out, root=ROOT, **parameters):
     return subprocess.run(command, cwd=root, capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(root)))
 
 
+class Forks:
+    """Programs that each run in a process of their own, forked from one that has imported what they need: torch alone
+    takes seconds."""
+
+    SERVER = """
+import json, os, sys, traceback
+for line in sys.stdin:
+    code, argv = json.loads(line)
+    read, write = os.pipe()
+    if child := os.fork():
+        os.close(write)
+        print(child, flush=True)
+        with os.fdopen(read, errors="replace") as f: said = f.read()
+        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said]), flush=True)
+        continue
+    for stream in (1, 2): os.dup2(write, stream)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.argv, failed = ["-c", *argv], 0
+    try: exec(code, dict(__name__="__main__"))
+    except SystemExit as e: failed = e.code
+    except BaseException:
+        traceback.print_exc()
+        failed = 1
+    sys.stdout.flush()
+    os._exit(int(failed or 0))
+"""
+
+    def __init__(self, imports, cwd=ROOT, **env):
+        command = [sys.executable, "-c", imports + self.SERVER]
+        self.server = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=cwd, env=os.environ | env
+        )
+
+    def start(self, code, *argv):
+        "Begin a program; returns its process."
+        print(json.dumps([code, [*map(str, argv)]]), file=self.server.stdin, flush=True)
+        return int(self.server.stdout.readline())
+
+    def end(self):
+        "Wait for the program that runs; returns it as `subprocess.run` would, all that it said in `stderr`."
+        code, said = json.loads(self.server.stdout.readline())
+        return subprocess.CompletedProcess([], code, "", said)
+
+    def run(self, code, *argv):
+        self.start(code, *argv)
+        return self.end()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.server.stdin.close()
+        self.server.wait()
+        self.server.stdout.close()
+
+
 def rows(path):
     return list(csv.DictReader(open(path)))
 

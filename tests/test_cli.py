@@ -200,8 +200,8 @@ def test_figures_are_of_the_epoch_that_is_named(run, tmp_path):
         f.write(
             "vae,9" + "," * (len(open(folder / "metrics.csv").readline().split(",")) - 2) + "\nsaaae,9,5"
         )  # no figures; half a line
-    cond = typed("info", folder).stdout
-    assert "vae       epoch 9 of 2; at epoch 2: MSE" in cond and "saaae     epoch 2 of 2; at epoch 2: MSE" in cond
+    said = typed("info", folder).stdout
+    assert "vae       epoch 9 of 2; at epoch 2: MSE" in said and "saaae     epoch 2 of 2; at epoch 2: MSE" in said
 
 
 def test_empty_names_are_refused(images, tmp_path, monkeypatch):
@@ -269,10 +269,10 @@ def test_a_terminal_without_arrows_is_no_fault(run, images):
 
 
 def test_info_tells_the_run(run):
-    cond = typed("info", run).stdout
-    assert "seed      3" in cond and "epoch 2 of 2" in cond and "width = 2" in cond and "saaae.safetensors" in cond
+    said = typed("info", run).stdout
+    assert "seed      3" in said and "epoch 2 of 2" in said and "width = 2" in said and "saaae.safetensors" in said
     last = [r for r in csv.DictReader(open(run / "metrics.csv")) if r["model"] == "vae"][-1]
-    assert f"MSE {float(last['mse']):.2f}" in cond
+    assert f"MSE {float(last['mse']):.2f}" in said
 
 
 def test_a_refusal_reaches_the_shell(tmp_path):

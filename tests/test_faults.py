@@ -1,7 +1,7 @@
 "Faults, each met by the real program: docs/faults.md says what is promised."
 
 import errno, io, json, os, pickle, random, re, signal, subprocess, sys, time
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +10,11 @@ import psutil
 import pytest
 import safetensors.torch
 import torch
-from conftest import ROOT, rows
+from conftest import ROOT, Forks, rows
 from hypothesis import HealthCheck, Phase, example, given, settings, strategies as st
 from PIL import Image
 
-from saaae.lab.weights import AIMS
+from saaae.lab.pixel_weights import AIMS
 from saaae.attention import ATTENTION
 from saaae.data import DataError, Images
 from saaae.sources.cache import load_cache, save_cache
@@ -45,7 +45,7 @@ TOY = dict(
     device="cpu",
 )
 CFG = configure("small", **TOY)
-PROGRAM = f"""
+IMPORTS = """
 import os, signal, sys, time
 from pathlib import Path
 from saaae.sources.load import load_images
@@ -54,6 +54,8 @@ from saaae.runs.report import save_figure
 from saaae.lab.controls import configure
 from saaae.training import build_models
 from saaae.runs.folder import train
+"""
+PROGRAM = f"""{IMPORTS}
 cfg = configure("small", **{TOY!r})
 images = load_images(cfg.dataset, "train", 16, 16)
 def measure(model, epoch): return dict(mse=evaluate(model, images, cfg, ssim=False)["mse"])
@@ -64,15 +66,16 @@ def run(): train(build_models(cfg), images, cfg, sys.argv[1], measure, draw, che
 LEFT = ("metrics.csv", "vae.safetensors", "saaae.safetensors", "recon/epoch_0002.png", "recon/epoch_0006.png")
 
 
-def program(folder, before="", after="", **how):
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM + before + "\nrun()\n" + after, folder],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=dict(os.environ, PYTHONPATH=str(ROOT)),
-        **how,
-    )
+@pytest.fixture(scope="module")
+def forks():
+    with Forks(IMPORTS, PYTHONPATH=str(ROOT)) as forks:
+        yield forks
+
+
+@pytest.fixture(scope="module")
+def program(forks):
+    "Run the program in a folder, with more before the run."
+    return lambda folder, before="": forks.run(PROGRAM + before + "\nrun()", folder)
 
 
 @pytest.fixture(scope="session")
@@ -113,8 +116,8 @@ def same(a, b):
     )  # the commit may be another
 
 
-@pytest.fixture(scope="session")
-def whole(tmp_path_factory):
+@pytest.fixture(scope="module")
+def whole(program, tmp_path_factory):
     "A run that nothing happened to."
     folder = tmp_path_factory.mktemp("whole")
     run = program(folder)
@@ -150,7 +153,8 @@ def test_a_second_run_in_the_folder_is_refused(tmp_path, images):
         assert f"is in use by another run (process {first.pid} on" in sentence(refused)
         assert (tmp_path / "metrics.csv").read_bytes() == before
     finally:
-        first.kill(), first.wait()
+        first.kill()
+        first.wait()
     assert "Going on" in quietly(images, tmp_path, replace(CFG, eval_every=CFG.eval_every))  # the kernel let go of it
     assert not (tmp_path / ".lock").exists()
 
@@ -229,9 +233,9 @@ def test_a_finished_run_is_used_or_refused_and_never_replaced(tmp_path, images):
     for bad in (b"", saved[tmp_path / FINISHED][:30], b"\xff" + saved[tmp_path / FINISHED]):
         (tmp_path / FINISHED).write_bytes(bad)
         refused("a finished run with other images")
-    (tmp_path / FINISHED).unlink(), (tmp_path / FINISHED).mkdir()
+    (tmp_path / FINISHED).unlink()
+    (tmp_path / FINISHED).mkdir()
     refused("cannot be read")
-    (tmp_path / FINISHED).write_bytes(images.sha256().encode())  # as earlier versions wrote it
     assert not again()
 
 
@@ -561,7 +565,7 @@ CUT = dict(
 
 
 @pytest.mark.parametrize("what", CUT)
-def test_a_write_that_is_cut_off(tmp_path, whole, what):
+def test_a_write_that_is_cut_off(tmp_path, program, whole, what):
     """The kernel ends each write after so many bytes: half a checkpoint after the first epoch, half a grid in the
     second."""
     run = program(tmp_path, LIMIT + CUT[what])
@@ -613,7 +617,7 @@ os.replace = dying
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_killed_as_it_writes(tmp_path, whole, when):
+def test_killed_as_it_writes(tmp_path, program, whole, when):
     """Killed just before and after a written file gets its name: the config, both checkpoints, grids, weights. One
     folder, killed again and again."""
     for name in (
@@ -634,23 +638,15 @@ def test_killed_as_it_writes(tmp_path, whole, when):
 
 
 @pytest.mark.slow
-def test_killed_twenty_times_at_random(tmp_path, whole):
+def test_killed_twenty_times_at_random(tmp_path, forks, program, whole):
     "Twenty kills in one folder, at moments drawn over what is left of the run, each gone on from."
     rng, kills = random.Random(0), 0
     while kills < 20:
-        run = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM + "\nprint('begins', flush=True)\nrun()", tmp_path],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env=dict(os.environ, PYTHONPATH=str(ROOT)),
-        )
-        assert "begins" in run.stdout.readline()
+        process = forks.start(PROGRAM + "\nrun()", tmp_path)
         time.sleep(rng.uniform(0, 1.2))
-        run.kill()
-        run.communicate()
-        if run.returncode == 0:  # it was done before: the next one begins again, and is killed sooner or later
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+        if forks.end().returncode == 0:  # it was done before: the next one begins again, and is killed sooner or later
             same(whole, tmp_path)
             (tmp_path / CHECKPOINT).unlink()
         else:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from saaae.lab.weights import AIMS
+from saaae.lab.pixel_weights import AIMS
 from saaae.apps.conditional import codes, decode
 from saaae.data import DataError
 from saaae.sources.photos64 import photos64

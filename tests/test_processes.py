@@ -67,14 +67,19 @@ def start(count, *line, cwd=ROOT):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    cond = [
+    environments = [
         dict(env, RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE=str(count)) if count > 1 else env for r in range(count)
     ]
     return [
         subprocess.Popen(
-            [sys.executable, *map(str, line)], cwd=cwd, env=e, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, *map(str, line)],
+            cwd=cwd,
+            env=own,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        for e in cond
+        for own in environments
     ]
 
 

@@ -170,8 +170,8 @@ def test_shipped_models_load_offline_and_the_name_is_not_a_folder_here(installed
 
 def test_command_is_installed_and_works(installed):
     assert installed(installed.command, "--version").stdout.startswith("saaae ")
-    cond = installed(installed.command, "info", "photos64").stdout
-    assert "vae/model.safetensors" in cond and "epoch 30 of 30" in cond
+    said = installed(installed.command, "info", "photos64").stdout
+    assert "vae/model.safetensors" in said and "epoch 30 of 30" in said
     (installed.away / "mine").mkdir()
     for i in range(2):
         Image.new("RGB", (90, 70), (200 * i, 90, 30)).save(installed.away / "mine" / f"{i}.jpg")

@@ -1,0 +1,1 @@
+"""Controls, experiments and statistics: what the method is compared with, and what is measured."""

@@ -1,0 +1,1 @@
+"""A run and its folder: training, checkpoints, weights, reports, several processes."""
