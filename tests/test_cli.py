@@ -109,7 +109,7 @@ def test_audit_tells_what_a_code_costs(images, run, tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     header, row, said, of, where = done.stdout.splitlines()
     found = dict(zip(header.split(), row.split()))
-    assert found["model"] == "vae" and found["latent"] == "64" and abs(float(found["leak_bits"])) < 0.01
+    assert found["model"] == "vae" and found["latent"] == "64.0" and abs(float(found["leak_bits"])) < 0.01
     assert float(found["mse_mode"]) < float(found["mse"]) and said.startswith("vae: The code of an image costs")
     assert of == "photos64 test, 40 images" and Image.open(figure).width > 300
     assert refused(typed("audit", "photos64", "--out", figure), 1, "is there already")

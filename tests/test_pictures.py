@@ -107,6 +107,14 @@ def test_precision_where_the_mask_is_bright_at_equal_bytes(model, photo):
     assert psnr(kept, photo, keep == 0) < psnr(flat, photo, keep == 0)
 
 
+def test_the_map_of_importance_is_a_mask_for_any_size(model, photo):
+    for size in ((1, 1), (300, 7), photo.size):
+        where = model.importance_map(photo.resize(size))
+        assert (where.size, where.mode) == (size, "L")
+        assert model.rebuild(photo.resize(size), bytes=3000, keep=where).bytes <= 3000
+    assert np.asarray(where).std() > 5, "it is not the same everywhere"
+
+
 def test_damaged_foreign_and_truncated_streams_are_refused(model, photo):
     stream, rng = model.encode(photo.crop((0, 0, 40, 40)), bytes=300), np.random.RandomState(0)
     for n in rng.randint(0, len(stream), 40):

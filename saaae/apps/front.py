@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Picture', 'samples', 'load_image', 'load_mask', 'shrink_weights', 'grow_weights', 'estimate_noise', 'Shipped',
-           'Compressing', 'Pictures']
+           'Attending', 'Compressing', 'Pictures']
 
 # %% ../../nbs/apps/front.ipynb #cell-02
 import io, math, os
@@ -137,8 +137,22 @@ class Shipped:
             raise DataError(f"{folder} holds no models for pictures: {str(e).splitlines()[0]}") from e
         return cls(Codec(blank, frequency), restorer, importance)
 
+# %% ../../nbs/apps/front.ipynb #29bd407d
+def _tensor(picture: Image.Image) -> torch.Tensor:  # `[1, 3, h, w]` in [-1, 1]
+    return torch.from_numpy(np.array(picture)).movedim(2, 0)[None].float() / 127.5 - 1
+
+class Attending(Shipped):
+    "Where to be precise."
+    def importance_map(self, image: Picture) -> Image.Image:  # grey, of the picture's size; bright is important
+        "Where precision helps to recognise what is in the picture: a mask for `keep`. Raises `DataError` for a file."
+        picture = load_image(image)
+        blocks = [max(1, round(min(8 * side / min(picture.size), 64))) for side in picture.size]
+        small = picture.resize([8 * n for n in blocks], Image.Resampling.LANCZOS)
+        levels = (255 * self.importance(_tensor(small))[0]).round().byte().numpy()
+        return Image.fromarray(levels).resize(picture.size, Image.Resampling.BILINEAR)
+
 # %% ../../nbs/apps/front.ipynb #cell-19
-class Compressing(Shipped):
+class Compressing(Attending):
     "A picture to bytes and back."
     def encode(
         self,
@@ -175,19 +189,8 @@ class Compressing(Shipped):
         return rebuilt
 
 # %% ../../nbs/apps/front.ipynb #cell-20
-def _tensor(picture: Image.Image) -> torch.Tensor:  # `[1, 3, h, w]` in [-1, 1]
-    return torch.from_numpy(np.array(picture)).movedim(2, 0)[None].float() / 127.5 - 1
-
 class Pictures(Compressing):
     "The models for pictures: what `SAAAE.from_pretrained('pictures')` gives."
-    def importance_map(self, image: Picture) -> Image.Image:  # grey, of the picture's size; bright is important
-        "Where precision helps to recognise what is in the picture: a mask for `keep`. Raises `DataError`."
-        picture = load_image(image)
-        blocks = [max(1, round(min(8 * side / min(picture.size), 64))) for side in picture.size]
-        small = picture.resize([8 * n for n in blocks], Image.Resampling.LANCZOS)
-        levels = (255 * self.importance(_tensor(small))[0]).round().byte().numpy()
-        return Image.fromarray(levels).resize(picture.size, Image.Resampling.BILINEAR)
-
     def inpaint(
         self,
         image: Picture,
