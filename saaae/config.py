@@ -176,7 +176,7 @@ class Config(Fields):
     def make_model(self, gated: bool = True) -> VAE:
         "The model, where torch makes tensors now."
         kind = self.model_class(gated)
-        return kind(**{name: getattr(self, name) for name in model_arguments(kind)})
+        return kind(**{name: getattr(self, name) for name in model_arguments(kind) if hasattr(self, name)})
 
     def begin(self, models: Mapping[str, nn.Module], images: Images) -> None: "Sets first weights that are not random."
 

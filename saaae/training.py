@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARALLEL', 'build_model', 'build_models', 'unwrapped', 'float32_as', 'Learner', 'TrainingError', 'Whole',
-           'mask_stream', 'generator', 'train_epoch']
+           'mask_stream', 'generator', 'training_batches', 'train_epoch']
 
 # %% ../nbs/05_training.ipynb #cell-02
 import math, os
@@ -144,7 +144,7 @@ def generator(cfg: Config, stream: str, epoch: int) -> torch.Generator:
     return torch.Generator(cfg.device).manual_seed(stream_seed(cfg.seed, stream, epoch))
 
 # %% ../nbs/05_training.ipynb #6ca77bbb
-def _training_batches(
+def training_batches(
     images: Images,     # to train on, on the config's device
     cfg: Config,
     epoch: int,         # from 1
@@ -179,7 +179,7 @@ def train_epoch(
     lr, steps = learner.optimizer.param_groups[0]["lr"], []
     networks_in = partial(torch.autocast, torch.device(cfg.device).type, torch.bfloat16, cfg.arithmetic == "bf16")
     with float32_as(cfg):
-        for batch in _training_batches(images, cfg, epoch, learner.objective, dist):
+        for batch in training_batches(images, cfg, epoch, learner.objective, dist):
             with dist.drawing(batch.n), networks_in():
                 x_hat, posterior = learner.model(batch.corrupted, batch.noise, **batch.cond)
             loss, error, kl = (batch.counts * v for v in learner.objective(x_hat, posterior, batch))

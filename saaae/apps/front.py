@@ -137,7 +137,7 @@ class Shipped:
             raise DataError(f"{folder} holds no models for pictures: {str(e).splitlines()[0]}") from e
         return cls(Codec(blank, frequency), restorer, importance)
 
-# %% ../../nbs/apps/front.ipynb #29bd407d
+# %% ../../nbs/apps/front.ipynb #f3463ab2
 def _tensor(picture: Image.Image) -> torch.Tensor:  # `[1, 3, h, w]` in [-1, 1]
     return torch.from_numpy(np.array(picture)).movedim(2, 0)[None].float() / 127.5 - 1
 
