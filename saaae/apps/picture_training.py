@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .codec import HALF, SCALES, Coding, distances, frequencies
 from .pictures import BLOCK, COEFS, PictureSAAAE, klt, picture_loss
-from .restorer import Restorer, first_guess, gated, harmonic_fill
+from .restorer import Restorer, gated, harmonic_fill
 from ..data import DataError
 from ..sources.files import atomic_file, user_cache
 from ..sources.images import read_image
@@ -136,7 +136,7 @@ def fit(
 
 # %% ../../nbs/apps/picture_training.ipynb #cell-13
 CODEC = Schedule(steps=8000, rate=1e-3, clip=1.)
-RESTORER = Schedule(steps=11000, rate=6e-4, clip=.5)
+RESTORER = Schedule(steps=5000, rate=6e-4, clip=.5)
 
 def draw_steps(
     n: int, side: int,  # crops, blocks a side
@@ -233,29 +233,25 @@ def damage(
     return torch.cat([harmonic_fill(x[:half], known[:half]), x[half:] + sigma[half:] * noise]), known, sigma
 
 def restorer_loss(
-    net: Restorer,
-    crops: tuple[Crops, Crops],  # of the schedule's side, two thirds of all batches; of half of it, four times as many
-    device: torch.device,
+    net: Restorer, crops: Crops, device: torch.device
 ) -> Callable[[np.random.RandomState], torch.Tensor]:
     "Errors in holes, by the root of their size, the KL of those with a code, and errors of noisy crops by their noise."
     def loss(rng):
-        own = crops[int(rng.rand() < 1 / 3)]
-        x = own.batch(RESTORER.batch * (RESTORER.side // own.side)**2, rng).to(device)
+        x = crops.batch(RESTORER.batch, rng).to(device)
         filled, known, sigma = damage(x, rng)
-        guess = first_guess(filled, known, sigma)
         half = len(x) // 2
-        coded = (torch.arange(half, device=device) % 4 == 0).float()[:, None, None, None]
+        coded = (torch.arange(half, device=device) % 2 == 0).float()[:, None, None, None]
         with mixed(device):
             mu, logvar = net.encode(x[:half], filled[:half], known[:half])
             eps = torch.from_numpy(rng.standard_normal(mu.shape)).to(mu)
             z = coded * gated(known[:half], mu, logvar, eps)
-            x_hat = net(filled, guess, known, sigma, torch.cat([z, z.new_zeros(len(x) - half, *z.shape[1:])]))
+            x_hat = net(filled, known, sigma, torch.cat([z, z.new_zeros(len(x) - half, *z.shape[1:])]))
         squared, hidden = (x_hat - x).square(), 1 - known[:half]
         kl = coded * (F.avg_pool2d(hidden, 8) > 0) * .5 * (mu.square() + logvar.exp() - 1 - logvar)
         area = hidden.sum((1, 2, 3)).clamp(min=16)
         in_holes = (squared[:half] * hidden).sum((1, 2, 3)) / 3 + .02 * kl.sum((1, 2, 3))
         noisy = squared[half:].mean((1, 2, 3)) / (sigma[half:, 0, 0, 0]**1.1 + .03)
-        return (4 / own.side * in_holes / area.sqrt()).mean() + 1.2 * noisy.mean()
+        return (4 / crops.side * in_holes / area.sqrt()).mean() + 1.2 * noisy.mean()
     return loss
 
 # %% ../../nbs/apps/picture_training.ipynb #cell-24
@@ -270,8 +266,7 @@ def main(argv: list[str] | None = None) -> int:
         fit(model, codec_loss(model, crops, device), CODEC, folder/"codec.pt")
     elif what == "restorer":
         torch.manual_seed(1)
-        crops = tuple(Crops(photographs, side, side, 16., .45, 8.) for side in (RESTORER.side, RESTORER.side // 2))
-        net = Restorer().to(device, memory_format=torch.channels_last)  # a sixth quicker
+        crops, net = Crops(photographs, RESTORER.side, 64, 16., .45, 8.), Restorer().to(device)
         fit(net, restorer_loss(net, crops, device), RESTORER, folder/"restorer.pt")
     elif what == "ship":
         from saaae.apps.front import Pictures, grow_weights, shrink_weights

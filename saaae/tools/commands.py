@@ -168,7 +168,7 @@ def run_evaluate(args: argparse.Namespace) -> str:
         [f"{'':<55}" + "".join(f"{name:>12}" for name in rows), *lines, f"{images.name}, {len(images):,} images"]
     )
 
-# %% ../../nbs/tools/commands.ipynb #9b7346b5
+# %% ../../nbs/tools/commands.ipynb #08a767c3
 def run_audit(args: argparse.Namespace) -> str:
     "What a model's code costs and is worth, in a table and three sentences each; with `--out` as a figure."
     out = args.out
