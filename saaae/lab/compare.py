@@ -55,7 +55,7 @@ class Comparison(Findings):
     "What came out, as table and picture: shown by a notebook, printed or saved by a script."
     def _ipython_display_(self) -> None:
         from IPython.display import HTML, Image, display  # who calls this has it
-        save_figure(self.figure(), picture := io.BytesIO())
+        self.figure().savefig(picture := io.BytesIO(), format="png")
         display(HTML(self.table.round(2).to_html(index=False)), Image(picture.getvalue()), HTML(self.sentence))
 
     def draw_plane(self, ax: plt.Axes) -> None:
