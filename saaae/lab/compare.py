@@ -60,7 +60,7 @@ class Comparison(Findings):
 
     def draw_plane(self, ax: plt.Axes) -> None:
         "Error against rate."
-        for (label, curve), line in zip(self.curves.items(), ("-", "k--")):
+        for (label, curve), line in zip(self.curves.items(), ("-", "--")):
             ax.plot(curve.rate_bits, curve.mse, line, color=COLOURS["vae"], lw=1.2, label=label)
         for row in self.table.iloc[:3].itertuples():
             ax.plot(row.rate_bits, row.mse, "o", color=COLOURS.get(row.model, "tab:blue"), label=row.model)
