@@ -53,7 +53,7 @@ def add_pictures(command: Callable[[str, str, str], argparse.ArgumentParser]) ->
     p.add_argument("--out", type=Path, help="where the sheet goes (default: saaae_demo.png)")
     p.add_argument("--force", action="store_true", help="overwrite what is there")
 
-# %% ../../nbs/tools/cli.ipynb #6aaa366e
+# %% ../../nbs/tools/cli.ipynb #4359f789
 def add_audit(command: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
     "The command `audit`."
     p = command("audit", "what a model's code costs, and what a matrix does", "photos64 --dataset holiday/")
