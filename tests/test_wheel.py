@@ -17,7 +17,10 @@ SHIPPED = {
         "summary.csv",
         *(f"{m}/{f}" for m in ("vae", "saaae") for f in ("config.json", "model.safetensors")),
     )
-} | {f"saaae/pretrained/pictures/{name}" for name in ("README.md", "codec.safetensors", "restorer.safetensors")}
+} | {
+    f"saaae/pretrained/pictures/{name}"
+    for name in ("README.md", "codec.safetensors", "importance.safetensors", "restorer.safetensors")
+}
 SHIPPED |= {f"saaae/samples/{name}" for name in ("README.md", "bridge.webp", "cathedral.webp", "panda.webp")}
 
 
