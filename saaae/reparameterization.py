@@ -35,7 +35,7 @@ NORMALIZATIONS = ("image", "batch", "sigmoid")
 def to_importance(
     scores: torch.Tensor,      # `[b, ...]`, any range
     normalize: str = "image",  # min-max over each image or over the batch, or a sigmoid of each score
-) -> torch.Tensor:             # `[b, ...]` in [0, 1]
+) -> torch.Tensor:             # importance `[b, ...]` in [0, 1]
     "Scores as importance. Raises `ValueError` for another `normalize`."
     if normalize not in NORMALIZATIONS:
         raise ValueError(f"normalize must be one of {', '.join(NORMALIZATIONS)}, not {normalize!r}.")
