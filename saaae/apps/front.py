@@ -205,15 +205,15 @@ class Pictures(Compressing):
     def denoise(
         self,
         image: Picture,
-        sigma: float | None = None,  # standard deviation of the noise, image in [0, 1]; `None`: estimated
-        impulses: bool = False,      # salt and pepper instead: black and white pixels are found and filled
+        sigma: float | None = None,  # of white noise, image in [0, 1]; `None`: estimated, with impulses 0
+        impulses: bool = False,      # salt and pepper: black and white pixels are found and filled
     ) -> Image.Image:
         "Take white noise or salt and pepper away. Raises `PictureError`, or `DataError` for a file."
         picture = load_image(image)
-        if impulses: return self._restored(picture, ~find_impulses(_tensor(picture)), 2 * (sigma or 0.), None)
-        sigma = estimate_noise(picture) if sigma is None else sigma
+        if sigma is None: sigma = 0. if impulses else estimate_noise(picture)
         if not 0 <= sigma <= 1: raise PictureError(f"sigma must be from 0 to 1, not {sigma:g}.")
-        return self._restored(picture, None, 2 * sigma, None)
+        known = ~find_impulses(_tensor(picture)) if impulses else None
+        return self._restored(picture, known, 2 * sigma, None)
 
     def _restored(
         self, picture: Image.Image, known: torch.Tensor | None, sigma: float, sample: int | None

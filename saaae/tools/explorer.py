@@ -22,7 +22,7 @@ from IPython.display import Javascript, display
 from ipycanvas import Canvas
 from PIL import Image, ImageOps
 
-from ..apps.codec import BLOCK, FINE, HALF, LAST_STEP, Codec, distances, log_steps, to_image, to_levels
+from ..apps.codec import BLOCK, FINE, LAST_STEP, Codec, log_steps, to_image, to_levels
 from ..apps.codec import to_tensor
 from ..apps.front import Picture, Pictures, load_image, samples
 from ..apps.pictures import PictureError
@@ -47,12 +47,7 @@ def look(
     "The picture of a stream, exactly, and where its bits go, without the stream."
     h, w = x.shape[2] // BLOCK, x.shape[3] // BLOCK
     log_step = log_steps(step, contrast, levels, h, w)
-    steps, bits = codec.steps(x, log_step).double(), torch.zeros(h * w, dtype=torch.float64)
-    def code(places, a, b, mu, log_scale):
-        q, index = distances(steps[:, places, a:b], mu, log_scale)
-        bits[places] += torch.where(index > 0, codec.tables.bits[index, q.long() + HALF], 0).sum((0, 2))
-        return q + mu
-    values, scales = codec.walk(codec.prior, log_step, code)
+    values, scales, bits = codec.spend(codec.prior, x, log_step)
     return codec.picture(values, scales, log_step), bits.reshape(h, w)
 
 # %% ../../nbs/tools/explorer.ipynb #cell-08
