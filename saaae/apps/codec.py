@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HALF', 'SCALES', 'CELL', 'LEVELS', 'SUFFIX', 'FINE', 'LAST_STEP', 'frequencies', 'Tables', 'code_levels', 'pack',
-           'unpack', 'to_tensor', 'to_image', 'log_steps', 'to_levels', 'Coding', 'distances', 'crops', 'Search',
+           'unpack', 'to_tensor', 'to_image', 'log_steps', 'to_levels', 'distances', 'Coding', 'crops', 'Search',
            'Sender', 'Codec']
 
 # %% ../../nbs/apps/codec.ipynb #cell-02
@@ -175,6 +175,14 @@ def to_levels(
     padded = np.pad(keep, ((0, -h % side), (0, -w % side)), "edge")
     return np.rint((LEVELS - 1) * rearrange(padded, "(h a) (w b) -> h w a b", a=side, b=side).mean((2, 3))).astype(int)
 
+# %% ../../nbs/apps/codec.ipynb #d4ee1cfb
+def distances(
+    steps: torch.Tensor, mu: torch.Tensor, log_scale: torch.Tensor,  # in steps
+) -> tuple[torch.Tensor, torch.Tensor]:                              # whole numbers from -255 to 255, tables from 0
+    "What is sent of each coefficient, and with which table; 0 where the scale says that it is its mean."
+    index = (4 * log_scale + 20).round().long().clamp(0, SCALES - 1)
+    return torch.where(index > 0, (steps - mu).round().clamp(-HALF, HALF), 0), index
+
 # %% ../../nbs/apps/codec.ipynb #cell-19
 class Coding:
     "A model, its exact prior and its tables: what sender and receiver share."
@@ -208,25 +216,6 @@ class Coding:
         "Through all blocks, see `pictures.walk`."
         return walk(prior, log_step.flatten(1), *log_step.shape[1:], code)
 
-    def spend(
-        self, prior: torch.nn.Module, x: torch.Tensor, log_step: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # as of `walk`; bits of blocks, float64 `[b, h*w]`
-        "What pictures `[b, 3, 8h, 8w]` decode to and cost, without a stream, in the type of `log_step`."
-        steps = self.steps(x, log_step).to(log_step.dtype)
-        bits = torch.zeros(steps.shape[:2], dtype=torch.float64)
-        def code(places, a, b, mu, log_scale):
-            q, index = distances(steps[:, places, a:b], mu, log_scale)
-            bits[:, places] += torch.where(index > 0, self.tables.bits[index, q.long() + HALF], 0).sum(2)
-            return q + mu
-        return *self.walk(prior, log_step, code), bits
-
-def distances(
-    steps: torch.Tensor, mu: torch.Tensor, log_scale: torch.Tensor,  # in steps
-) -> tuple[torch.Tensor, torch.Tensor]:                              # whole numbers from -255 to 255, tables from 0
-    "What is sent of each coefficient, and with which table; 0 where the scale says that it is its mean."
-    index = (4 * log_scale + 20).round().long().clamp(0, SCALES - 1)
-    return torch.where(index > 0, (steps - mu).round().clamp(-HALF, HALF), 0), index
-
 # %% ../../nbs/apps/codec.ipynb #cell-21
 _SAMPLE = 768 * 768  # pixels; larger pictures are estimated from crops
 _CROP = 32           # blocks a side
@@ -240,6 +229,18 @@ def crops(t: torch.Tensor, h: int, w: int, scale: int) -> torch.Tensor:
 # %% ../../nbs/apps/codec.ipynb #cell-22
 class Search(Coding):
     "What a picture costs at a step, and the step for a budget."
+    def spend(
+        self, prior: torch.nn.Module, x: torch.Tensor, log_step: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # as of `walk`; bits of blocks, float64 `[b, h*w]`
+        "What pictures `[b, 3, 8h, 8w]` decode to and cost, without a stream, in the type of `log_step`."
+        steps = self.steps(x, log_step).to(log_step.dtype)
+        bits = torch.zeros(steps.shape[:2], dtype=torch.float64)
+        def code(places, a, b, mu, log_scale):
+            q, index = distances(steps[:, places, a:b], mu, log_scale)
+            bits[:, places] += torch.where(index > 0, self.tables.bits[index, q.long() + HALF], 0).sum(2)
+            return q + mu
+        return *self.walk(prior, log_step, code), bits
+
     @torch.no_grad()
     def estimate(self, x: torch.Tensor, log_step: torch.Tensor) -> float:  # bits
         "About what pictures `[b, 3, 8h, 8w]` cost, from crops where they are large."

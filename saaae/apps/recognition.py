@@ -17,7 +17,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock
 from tqdm import tqdm
 
-from .codec import CELL, LEVELS, Codec, Coding, code_levels, log_steps, pack
+from .codec import CELL, LEVELS, Codec, code_levels, log_steps, pack
 from .picture_training import mixed
 from .pictures import BLOCK, COARSEST, FINEST, PictureSAAAE
 from ..data import Images
@@ -183,7 +183,7 @@ def _map_bits(levels: np.ndarray) -> float:  # int `[cells down, cells across]`,
 
 @torch.no_grad()
 def streams(
-    coding: Coding,
+    codec: Codec,
     x: torch.Tensor,             # `[b, 3, 8h, 8w]` in [-1, 1]
     step: int,                   # as in a stream
     contrast: int,               # likewise
@@ -192,10 +192,10 @@ def streams(
     "How long the streams of pictures are, and what they decode to."
     maps, shape = [None] * len(x) if levels is None else levels, (x.shape[2] // BLOCK, x.shape[3] // BLOCK)
     log_step = torch.cat([log_steps(step, contrast, m, *shape) for m in maps]).float()
-    values, scales, bits = coding.spend(coding.model.prior, x, log_step)
+    values, scales, bits = codec.spend(codec.model.prior, x, log_step)
     bits = bits.sum(1) + torch.tensor([0. if m is None else _map_bits(m) for m in maps])
     header = len(pack(bytes(3), step, contrast, x.shape[3], x.shape[2], b""))
-    x_hat = coding.picture(values, scales, log_step).clamp(-1, 1)
+    x_hat = codec.picture(values, scales, log_step).clamp(-1, 1)
     return header + bits / 8, ((x_hat + 1) * 127.5).round() / 127.5 - 1
 
 # %% ../../nbs/apps/recognition.ipynb #1061f19b
