@@ -229,10 +229,8 @@ def crops(t: torch.Tensor, h: int, w: int, scale: int) -> torch.Tensor:
 # %% ../../nbs/apps/codec.ipynb #cell-22
 class Search(Coding):
     "What a picture costs at a step, and the step for a budget."
-    def spend(
-        self, prior: torch.nn.Module, x: torch.Tensor, log_step: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # as of `walk`; bits of blocks, float64 `[b, h*w]`
-        "What pictures `[b, 3, 8h, 8w]` decode to and cost, without a stream, in the type of `log_step`."
+    def spend(self, prior: torch.nn.Module, x: torch.Tensor, log_step: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        "What pictures `[b, 3, 8h, 8w]` decode to, as of `walk`, and the bits of blocks, `[b, h*w]`; without a stream."
         steps = self.steps(x, log_step).to(log_step.dtype)
         bits = torch.zeros(steps.shape[:2], dtype=torch.float64)
         def code(places, a, b, mu, log_scale):
