@@ -31,6 +31,7 @@ def test_there_are_notebooks():
         "apps/recognition",
         "apps/restoration",
         "apps/restorer",
+        "apps/second_opinion",
         "lab/audit",
         "lab/compare",
         "lab/conditioned",

@@ -11,7 +11,7 @@ from PIL import Image
 
 from saaae.sources.photos64 import photos64
 from saaae.lab.masks import evaluation_masks
-from saaae.apps.restoration import INPAINTERS, inpaint, spread
+from saaae.apps.restoration import DENOISERS, INPAINTERS, inpaint, spread
 
 TOY = dict(few=8, larger=0, tune=1)
 
@@ -32,7 +32,8 @@ def test_inpainting(tmp_path):
     run = papermill("inpainting.ipynb", tmp_path / "a", **TOY, mask_file=str(tmp_path / "wedge.png"))
     assert run.returncode == 0, run.stderr[-3000:]
     found = table(tmp_path / "a" / "inpainting.csv")
-    kinds, methods = ("patches", "block", "half", "strokes", "file"), (*INPAINTERS, "linear", "start", "once", "saaae")
+    kinds = ("patches", "block", "half", "strokes", "file")
+    methods = (*INPAINTERS, "linear", "start", "network", "saaae")
     expected = {(m, f"{s}, 64x64", k) for m in methods for s in kinds for k in ("psnr_db", "ssim")}
     assert set(found) == expected | {("saaae", f"{s}, 64x64", "psnr_db_sample") for s in kinds}
     images = spread(photos64("test"), 8).pixels.permute(0, 2, 3, 1).numpy()
@@ -74,7 +75,7 @@ def test_denoising(tmp_path):
     gaussian = {level: f"Gaussian {level:g}, 64x64" for level in (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)}
     settings = (*gaussian.values(), "salt and pepper 0.1, 64x64")
     assert {(m, s) for m, s, _ in found} == {
-        (m, s) for m in ("noisy", "once", "nlm", "tv", "wavelet", "bm3d", "median", "linear", "saaae") for s in settings
+        (m, s) for m in ("noisy", "network", *DENOISERS, "linear", "saaae") for s in settings
     }
     for level in (0.05, 0.1, 0.2):  # clipping takes some of it away
         assert -0.2 < found["noisy", gaussian[level], "psnr_db"] + 20 * np.log10(level) < 3

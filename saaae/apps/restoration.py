@@ -286,7 +286,7 @@ def long_table(
     rows = by_image.drop(columns="group").melt(["method", "setting"], var_name="measure").dropna(subset="value")
     return rows.groupby(["method", "setting", "measure"], sort=False).value.agg(value="mean", n="size").reset_index()
 
-OURS = ("saaae", "once", "start", "noisy")  # the model, without turned views, what it begins at, nothing
+OURS = ("saaae", "network", "start", "noisy")  # the model, without a second opinion, what it begins at, nothing
 
 def best_baseline(
     table: pd.DataFrame,  # of `long_table`

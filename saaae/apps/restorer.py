@@ -10,6 +10,7 @@ import torch, torch.nn.functional as F
 from torch import nn
 
 from .pictures import PictureError
+from .second_opinion import filter_alike, smoothest_fill
 
 # %% ../../nbs/apps/restorer.ipynb #cell-05
 def _pull(x: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
@@ -175,6 +176,24 @@ def _halved(x: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     share = F.avg_pool2d(F.pad(mask, pad, mode="replicate"), 2)
     return F.avg_pool2d(F.pad(x * mask, pad, mode="replicate"), 2) / share.clamp(min=.25), (share > 0).to(x)
 
+def _guess(
+    net: Restorer, x: torch.Tensor, mask: torch.Tensor, sigma: float, sample: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:  # a picture, and how far each pixel is from what is known, up to 12
+    "What the network makes of a picture of any size, the depths of holes from smaller ones."
+    out, near, depth = _tiled(net, x, mask, sigma, sample), mask, 1 - mask
+    for _ in range(_DEEP + _BLEND - 1):
+        near = F.max_pool2d(near, 3, 1, 1)
+        depth = depth + 1 - near
+    if min(x.shape[2:]) >= 2 * _LEAST and depth.max() > _DEEP:
+        small = _guess(net, *_halved(x, mask), sigma / 2, sample)[0]
+        low = F.interpolate(small, scale_factor=2, mode="bilinear", align_corners=False)
+        out = torch.lerp(out, low[..., :x.shape[2], :x.shape[3]], ((depth - _DEEP) / _BLEND).clamp(0, 1))
+    return (out if sigma else torch.where(mask > 0, x, out)), depth
+
+# %% ../../nbs/apps/restorer.ipynb #7d85527b
+_SMOOTH, _ALIKE = 1 / 3, 2 / 3  # what second opinions count, chosen on training photographs
+_PATIENCE = 2**20               # pixels up to which patches are compared
+
 @torch.no_grad()
 def restore(
     net: Restorer,
@@ -182,17 +201,15 @@ def restore(
     known: torch.Tensor | None = None,  # bool `[1, 1, h, w]`; `None`: all
     sigma: float = 0.,          # standard deviation of the noise, in units of [-1, 1]
     sample: int | None = None,  # seed of a sample; `None`: the mode, the best guess
+    alone: bool = False,        # without second opinions
 ) -> torch.Tensor:              # `[1, 3, h, w]` in [-1, 1]; without noise, known pixels as they are
     "Fill what is not known and take noise away. Raises `PictureError` if nothing is known."
     mask = torch.ones_like(x[:, :1]) if known is None else known.to(x)
     if not mask.any(): raise PictureError("nothing of the picture is known: the mask covers it all")
-    out, near, depth = _tiled(net, x, mask, sigma, sample), mask, 1 - mask
-    for _ in range(_DEEP + _BLEND - 1):
-        near = F.max_pool2d(near, 3, 1, 1)
-        depth = depth + 1 - near
-    if min(x.shape[2:]) >= 2 * _LEAST and depth.max() > _DEEP:
-        small, small_mask = _halved(x, mask)
-        small = restore(net, small, small_mask, sigma / 2, sample)
-        low = F.interpolate(small, scale_factor=2, mode="bilinear", align_corners=False)
-        out = torch.lerp(out, low[..., :x.shape[2], :x.shape[3]], ((depth - _DEEP) / _BLEND).clamp(0, 1))
-    return torch.where(mask > 0, x, out) if not sigma else out
+    out, depth = _guess(net, x, mask, sigma, sample)
+    if alone or sample is not None: return out
+    if not sigma:
+        held = (mask > 0) | (depth >= _DEEP + _BLEND)
+        return torch.lerp(out, smoothest_fill(out, held), _SMOOTH).clamp(-1, 1)
+    if mask.all() and mask.numel() <= _PATIENCE: out = torch.lerp(out, filter_alike(x, out, sigma), _ALIKE)
+    return out.clamp(-1, 1)
