@@ -36,7 +36,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 2147483647
 
-.PHONY: reproduce evidence tiny_imagenet regime water audit notebooks verdict check precision applications recognition models bench full test test-slow explore watch docs \
+.PHONY: reproduce evidence tiny_imagenet regime water noise_bank audit notebooks verdict check precision applications recognition models bench full test test-slow explore watch docs \
 	lab export readme
 
 .venv/installed: requirements.lock setup.py settings.ini
@@ -77,6 +77,10 @@ regime: .venv/installed
 water: .venv/installed
 	@mkdir -p results/water
 	@$(PAPERMILL) nbs/lab/water.ipynb results/water/water.ipynb
+
+noise_bank: .venv/installed
+	@mkdir -p results/noise_bank
+	@$(PAPERMILL) nbs/lab/noise_bank.ipynb results/noise_bank/noise_bank.ipynb
 
 audit: .venv/installed
 	@mkdir -p results/audit
