@@ -3,6 +3,7 @@
 # make tiny_imagenet  the same on Tiny-ImageNet (12,500 training images, downloaded on first use; hours, or minutes with DEVICE=cuda WORKERS=16)
 # make regime      how much training the evidence needs: error against training and width, on validation photographs
 # make water       one VAE at every rate: water-filling and tempering beside VAEs trained for each (some minutes a seed)
+# make noise_bank  a VAE trained on 256 noise vectors again and again, as published (some minutes a seed)
 # make audit       six VAEs of pythae, trained and audited (some minutes), into results/audit/
 # make notebooks   run the notebooks of the method, the lab and the applications that have changed; their outputs are committed
 # make verdict     draw the verdict again from the tables of results/evidence/
@@ -106,7 +107,7 @@ precision: .venv/installed
 applications: .venv/installed
 	@mkdir -p results/applications
 	@$(BIN)/python data/photos64/build.py --originals
-	@printf '%s\n' denoising generation inpainting any_vae | OMP_NUM_THREADS=1 xargs -P 2 -I @ sh -c \
+	@printf '%s\n' denoising generation inpainting restorer_controls any_vae | OMP_NUM_THREADS=1 xargs -P 2 -I @ sh -c \
 		'echo "@ begins"; $(BIN)/papermill -k python3 --no-progress-bar --log-level ERROR nbs/apps/@.ipynb results/applications/@.ipynb && echo "@ is done"'
 	@$(BIN)/papermill -k python3 --no-progress-bar --log-level ERROR nbs/apps/compression.ipynb results/applications/compression.ipynb $(if $(KODAK),-p kodak $(KODAK))
 	@echo "results/applications has a table, a picture and an executed notebook for each."
