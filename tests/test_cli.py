@@ -159,6 +159,22 @@ def test_help_and_version_import_nothing_heavy():
         assert run.stdout.splitlines()[-1] == "[]", (line, run.stderr)
 
 
+def test_commands_stand_in_the_order_in_which_they_are_met():
+    out = typed("--help").stdout
+    commands = ("rebuild encode decode inpaint denoise audit train evaluate reconstruct info demo").split()
+    places = [out.index(f"\n    {name}") for name in commands]
+    assert places == sorted(places)
+
+
+def test_commands_for_pictures_do_not_import_what_only_models_need(tmp_path):
+    code = ("import sys\nfrom saaae.tools.cli import main\nmain(['rebuild', 'nowhere.png'])\n"
+            "print(sorted({'matplotlib', 'pandas', 'torchmetrics'} & set(sys.modules)))")
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(ROOT))
+    )
+    assert run.stdout == "[]\n", run.stderr
+
+
 def test_reconstruct_skips_what_is_no_image_and_says_so(images, run, tmp_path):
     folder = tmp_path / "mixed"
     folder.mkdir()

@@ -2,6 +2,7 @@
 whether what comes out is better than the cheapest thing."""
 
 import io, os, subprocess, sys, zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -222,6 +223,44 @@ def test_what_cannot_be_read_in_a_folder_is_named_and_the_rest_goes_on(tmp_path,
     assert typed("denoise", tmp_path / "in", "--out", tmp_path / "out") == 0
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a_denoised.png"]
     assert "b.png" in capsys.readouterr().err
+
+
+def test_what_cannot_be_done_is_said_in_one_sentence_that_names_the_file(tmp_path, photo, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photo.crop((0, 0, 32, 32)).save("p.png")
+    photo.crop((0, 0, 9, 9)).save("tiny.png")
+    Path("file").write_text("no folder")
+    Path("s.saz").write_text("no stream")
+    for line, says in (
+        (("rebuild", "p.png", "--out", "p.jpg"), "--out must be a folder or end in .png, not p.jpg."),
+        (("encode", "p.png", "--out", "p.jpg"), "--out must be a folder or end in .saz, not p.jpg."),
+        (("rebuild", "p.png", "--keep", "no.png"), "p.png: the mask no.png is neither a file nor a folder."),
+        (("encode", "p.png", "--bytes", 3), "p.png: 3 bytes are too few: the header alone takes "),
+        (("decode", "s.saz"), "s.saz: this is not a .saz stream"),
+        (("encode", "p.png", "--out", "file/p.saz"), "file/p.saz cannot be written: "),
+        (("demo", "no.png"), "no.png cannot be read as an image: No such file or directory"),
+        (("demo", "tiny.png"), "tiny.png is too small"),
+        (("demo", "--out", "demo.jpg"), "--out must end in .png, not demo.jpg."),
+    ):
+        assert typed(*line) == 1
+        said = capsys.readouterr().err
+        assert said.startswith(f"saaae: {says}") and said.count("\n") == 1, said
+    assert typed("inpaint", "p.png", "--mask", "p.png", "--sample", 10**30) == 2
+    assert typed("encode", "p.png", "--out", "new") == 0 and Path("new/p.saz").is_file()
+    Path("new/q.saz").write_text("no stream")
+    assert typed("decode", "new", "--out", "back") == 0
+    assert "skipped: new/q.saz: this is not" in capsys.readouterr().err
+
+
+def test_a_mask_is_found_by_any_name_and_a_large_picture_is_announced(tmp_path, photo, capsys, monkeypatch):
+    from saaae.tools import picture_commands
+
+    for folder in ("in", "masks"):
+        (tmp_path / folder).mkdir()
+        photo.crop((0, 0, 32, 32)).save(tmp_path / folder / "p[1].x.png")
+    monkeypatch.setattr(picture_commands, "LARGE", 1000)
+    assert typed("inpaint", tmp_path / "in", "--mask", tmp_path / "masks", "--out", tmp_path / "out") == 0
+    assert "has 32x32 pixels: this takes a while" in capsys.readouterr().err
 
 
 def test_models_for_pictures_are_named_when_they_are_not_there(tmp_path):

@@ -120,6 +120,6 @@ def read_image(
             try: return _decode_image(content, most)
             except Exception as e: failures.append(e)
     why, where = failures[0], f"{len(source)} bytes" if isinstance(source, bytes) else source
-    said = str(why) or type(why).__name__
+    said = getattr(why, "strerror", None) or str(why) or type(why).__name__
     if isinstance(why, UnidentifiedImageError): said = "it has no format that Pillow knows"
     raise DataError(f"{where} cannot be read as an image: {said}") from why
