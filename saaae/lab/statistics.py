@@ -398,10 +398,15 @@ def tempered_minus(runs: pd.DataFrame, variant: str, base: str = "vae") -> pd.Se
             found[s] = float(interpolate(path.rate_bits, path.mse, rate[s])) - own[s]
     return pd.Series(found, dtype=float)
 
+def _beside(e: Effect, whom: str) -> str:
+    "An error beside another one, in words."
+    if e.above: return f"{e.mean:.1f} [{e.low:.1f}, {e.high:.1f}] above {whom}"
+    if e.below: return f"{-e.mean:.1f} [{-e.high:.1f}, {-e.low:.1f}] below {whom}"
+    return f"not clearly apart from {whom} ({e.mean:+.1f} [{e.low:+.1f}, {e.high:+.1f}])"
+
 def in_short(runs: pd.DataFrame, linear: pd.DataFrame) -> str:
     "What the tables say, in sentences that anyone reads. `linear` has the closed form's rates and errors."
     mean = lambda v, c: values(runs, v, c).mean()
-    bound = lambda e: f"{e.mean:+.1f} [{e.low:+.1f}, {e.high:+.1f}]"
     own, bits = effect(gaps(runs, "saaae")), rate_gaps(runs, "saaae").dropna()
     other = effect(gaps(runs, "saaae"), gaps(runs, "shuffled_images").reindex(gaps(runs, "saaae").index))
     exact = effect(gaps(runs, "saaae_exact"))
@@ -409,23 +414,23 @@ def in_short(runs: pd.DataFrame, linear: pd.DataFrame) -> str:
     finite = [v for v in runs.variant.unique() if np.isfinite(at(v))]
     above = [v for v in finite if mean(v, "mse") > at(v)]
     best = min(mean(v, "mse") / at(v) - 1 for v in finite)
-    bar = f"above the linear optimum: {', '.join(above)}" if above else "every network is below the linear optimum"
+    bar = f"above it: {', '.join(above)}" if above else "each is below the best that a linear model can do"
     tempered = effect(tempered_minus(runs, "saaae"))
     no_training = ""
     if tempered.n > 1:
-        no_training = (" That of the plain VAE, tempered to this rate with no training, "
-                       f"is {bound(tempered)} from SAAAE's.")
+        no_training = f" A finished VAE, turned down (tempered) to these bits, is {_beside(tempered, 'SAAAE')}."
     mse, rate = ({v: mean(v, column) for v in ("saaae", "vae")} for column in ("mse", "rate_bits"))
     unclear = "at a higher rate; at equal rate the seeds do not agree"
     why = "because its code holds more" if own.above else "at equal rate, too" if own.below else unclear
-    at_error = f"; for the same error it takes {bits.mean():+.0f} bits" if len(bits) == own.n else ""
+    at_error, least = "", "fewer" if bits.mean() > 0 else "more"
+    if len(bits) == own.n: at_error = f"; a VAE as good takes {abs(bits.mean()):.0f} bits {least}"
     image = "**The gate need not know the image**: " if other.high >= 0 else "**The gate's image matters**: "
     return f"""- **SAAAE rebuilds better than the VAE of the same beta {why}**: \
 MSE {mse["saaae"]:.1f} against {mse["vae"]:.1f}, at {rate["saaae"]:.0f} bits against {rate["vae"]:.0f}. \
-At equal rate its error is {bound(own)} from the VAE's{at_error}.{no_training}
-- {image}with another image's importance in its place the error changes \
-by {bound(other)}, at equal rate. Charged exactly, SAAAE's error is {bound(exact)} from the VAE's.
-- **These networks are worth comparing**: {bar} at its rate, by up to {-best:.0%}.
+At equal bits its error is {_beside(own, "the VAE's")}{at_error}.{no_training}
+- {image}its error is {_beside(other, "that with another image's importance")}. \
+Trained on the exact price of its code, it is {_beside(exact, "the VAE")}.
+- **These networks are worth comparing**: {bar} at its bits, by up to {-best:.0%}.
 
 Squared error of a held-out image, mean of {runs.seed.nunique()} seeds [95 % interval]; lower is better.
 """
