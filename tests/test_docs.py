@@ -10,7 +10,11 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["tutorial", *(f"howto/{p.stem}" for p in sorted((ROOT / "docs/howto").glob("*.md")) if p.stem != "index")]
+PAGES = [
+    "install",
+    "tutorial",
+    *(f"howto/{p.stem}" for p in sorted((ROOT / "docs/howto").glob("*.md")) if p.stem != "index"),
+]
 
 
 class Page(HTMLParser):
@@ -157,6 +161,50 @@ def test_every_module_has_a_page(site):
         for m in modules
         if f'id="saaae.{m}' not in re.sub("module-", "", (site / f"api/{m}.html").read_text(encoding="utf-8"))
     ]
+
+
+def test_index_has_a_line_for_each_module(site):
+    rows = re.findall(r"<tr.+?</tr>", (site / "api/index.html").read_text(encoding="utf-8"), re.S)
+    lines = {
+        m[1]: m[2] for row in rows if (m := re.search(r'<td>.*?href="([\w.]+)\.html".*?<td>(.*?)</td>', row, re.S))
+    }
+    pages = {p.stem for p in (site / "api").glob("*.html")} - {"index"}
+    assert len(pages) > 50 and lines.keys() == pages
+    assert all(len(re.sub("<[^>]+>", "", line).strip()) > 10 for line in lines.values())
+
+
+def test_classes_come_before_functions(site):
+    text = (site / "api/data.html").read_text(encoding="utf-8")
+    first = [text.index(f'id="saaae.data.{name}"') for name in ("Images", "Images.first", "batches", "DataError")]
+    assert first == sorted(first)
+
+
+def test_install_names_every_extra():
+    settings = (ROOT / "settings.ini").read_text(encoding="utf-8")
+    told = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/install.md").read_text(encoding="utf-8"), re.M)
+    assert sorted(told) == sorted(re.findall(r"^(\w+)_requirements *=", settings, re.M))
+
+
+def test_phone_and_search(site):
+    "No page of the site's own is wider than a phone, and the search finds what one looks for first."
+    place = shutil.which("chromium") or shutil.which("chromium-browser")
+    assert place, "The browser test needs Chromium: apt-get install chromium."
+    from playwright.sync_api import sync_playwright
+
+    pages = [p for p in sorted(site.rglob("*.html")) if not p.relative_to(site).parts[0].startswith("_")]
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=place, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        wide = []
+        for path in pages:
+            page.goto(path.as_uri())
+            if page.evaluate("document.documentElement.scrollWidth") > 390:
+                wide.append(path.relative_to(site).as_posix())
+        assert wide == []
+        for word in ("install", "quickstart"):
+            page.goto(f"{(site / 'search.html').as_uri()}?q={word}")
+            page.locator("#search-results a[href^='install.html']").first.wait_for(timeout=30_000)
+        browser.close()
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,7 +1,7 @@
 """A mirror of README, notebooks and results beside the pages, in which relative links lead where they lead in the
 repository."""
 
-import json, os, re
+import ast, json, os, re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +37,25 @@ def write(path: Path, content: bytes) -> None:
         path.write_bytes(content)
 
 
+def api_entries(path: Path) -> str:
+    "Autodoc's directives for what a module defines: classes before functions, and errors last, under headings."
+    found = {"Classes": [], "Functions": [], "Errors": []}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
+            if isinstance(node, ast.FunctionDef):
+                found["Functions"].append(f".. autofunction:: {node.name}")
+            else:
+                bases = "\n   :show-inheritance:" if node.bases else ""
+                found["Errors" if node.name.endswith("Error") else "Classes"].append(
+                    f".. autoclass:: {node.name}{bases}"
+                )
+    return "".join(
+        f"\n## {heading}\n\n```{{eval-rst}}\n" + "\n\n".join(entries) + "\n```\n"
+        for heading, entries in found.items()
+        if entries
+    )
+
+
 def api_pages(root: Path, folder: Path) -> None:
     "A page of the reference for each notebook that a module comes from."
     for notebook in sorted((root / "nbs").glob("**/*.ipynb")):
@@ -46,9 +65,10 @@ def api_pages(root: Path, folder: Path) -> None:
         module, where = f"saaae.{found[1]}", notebook.relative_to(root).as_posix()
         text = (
             f"# {module}\n\nFrom the notebook [{notebook.stem}](../_repo/{where}), which explains and tests it.\n\n"
-            f"```{{eval-rst}}\n.. automodule:: {module}\n```\n"
+            f"```{{eval-rst}}\n.. automodule:: {module}\n   :no-members:\n\n.. currentmodule:: {module}\n```\n"
         )
-        write(folder / f"{found[1]}.md", text.encode())
+        source = root / f"{module.replace('.', '/')}.py"
+        write(folder / f"{found[1]}.md", (text + api_entries(source)).encode())
 
 
 def place(
@@ -91,10 +111,13 @@ def links(
     return LINK.sub(follow, text)
 
 
-def notebook(path: Path, turn: Callable[[str], str]) -> str:
-    """A notebook with `language_info`, which `nbdev_clean` strips and without which no cell is highlighted; widgets
-    and directives to nbdev are left out."""
+def notebook(path: Path, turn: Callable[[str], str], executed: list[str]) -> str:
+    """A notebook with `language_info`, which `nbdev_clean` strips and without which no cell is highlighted, and with
+    links to its `executed` copies; widgets and directives to nbdev are left out."""
     nb = json.loads(path.read_text(encoding="utf-8"))
+    if executed:
+        copies = ", ".join(f"[{name}]({name})" for name in executed)
+        nb["cells"][0]["source"] = "".join(nb["cells"][0]["source"]) + f"\n\nExecuted, with its figures: {copies}."
     nb["metadata"] = {"kernelspec": nb["metadata"]["kernelspec"], "language_info": LANGUAGE}
     for cell in nb["cells"]:
         cell["metadata"] = {}
@@ -114,7 +137,11 @@ def build(root: Path, out: Path) -> None:
     needed, made = set(), {}
     for path in sorted(pages | {p for p in shown if p.suffix == ".md"}):
         turn = lambda text: links(text, path.parent, root, pages, needed)
-        text = notebook(path, turn) if path.suffix == ".ipynb" else turn(path.read_text(encoding="utf-8"))
+        if path.suffix == ".ipynb":
+            copies = root.glob(f"results/*/{path.name}") if path.is_relative_to(root / "nbs") else ()
+            text = notebook(path, turn, sorted(p.relative_to(root).as_posix() for p in copies))
+        else:
+            text = turn(path.read_text(encoding="utf-8"))
         made[out / place(path, root, pages)] = text.encode()
     for path in sorted(shown | needed):
         made.setdefault(out / place(path, root, pages), path.read_bytes())
