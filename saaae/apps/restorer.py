@@ -191,8 +191,12 @@ def _guess(
     return (out if sigma else torch.where(mask > 0, x, out)), depth
 
 # %% ../../nbs/apps/restorer.ipynb #7d85527b
-_SMOOTH, _ALIKE = 1 / 3, 2 / 3  # what second opinions count, chosen on training photographs
-_PATIENCE = 2**20               # pixels up to which patches are compared
+_SMOOTH = 1 / 3    # what the smoothest surface counts, chosen on training photographs
+_PATIENCE = 2**20  # pixels up to which patches are compared
+
+def _alike_share(sigma: float) -> float:
+    "What similar patches count, chosen likewise: the less, the less of them the noise leaves to compare."
+    return max(.9 - .5 * sigma, .2)
 
 @torch.no_grad()
 def restore(
@@ -211,5 +215,5 @@ def restore(
     if not sigma:
         held = (mask > 0) | (depth >= _DEEP + _BLEND)
         return torch.lerp(out, smoothest_fill(out, held), _SMOOTH).clamp(-1, 1)
-    if mask.all() and mask.numel() <= _PATIENCE: out = torch.lerp(out, filter_alike(x, out, sigma), _ALIKE)
+    if mask.all() and mask.numel() <= _PATIENCE: out = out.lerp(filter_alike(x, out, sigma), _alike_share(sigma))
     return out.clamp(-1, 1)
