@@ -278,7 +278,7 @@ def _within(stream: Callable[[int], bytes], step: int, budget: int) -> bytes:
             step = min(max(step + (round(.8 * FINE * off) or 1), 0), LAST_STEP)
     fitting = [data for data in tried.values() if len(data) <= budget]
     if not fitting:
-        raise PictureError(f"{budget} bytes are too few: this picture takes {min(map(len, tried.values()))}")
+        raise PictureError(f"{budget} bytes are too few: this picture takes at least {min(map(len, tried.values()))}")
     return max(fitting, key=len)
 
 # %% ../../nbs/apps/codec.ipynb #cell-24

@@ -121,5 +121,7 @@ def read_image(
             except Exception as e: failures.append(e)
     why, where = failures[0], f"{len(source)} bytes" if isinstance(source, bytes) else source
     said = getattr(why, "strerror", None) or str(why) or type(why).__name__
-    if isinstance(why, UnidentifiedImageError): said = "it has no format that Pillow knows"
+    if isinstance(why, UnidentifiedImageError):
+        size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
+        said = "it is no picture, or of a format that is not known" if size else "it is empty"
     raise DataError(f"{where} cannot be read as an image: {said}") from why
