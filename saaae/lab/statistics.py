@@ -404,6 +404,7 @@ def _beside(e: Effect, whom: str) -> str:
     if e.below: return f"{-e.mean:.1f} [{-e.high:.1f}, {-e.low:.1f}] below {whom}"
     return f"not clearly apart from {whom} ({e.mean:+.1f} [{e.low:+.1f}, {e.high:+.1f}])"
 
+# %% ../../nbs/lab/statistics.ipynb #d18ddd15
 def in_short(runs: pd.DataFrame, linear: pd.DataFrame) -> str:
     "What the tables say, in sentences that anyone reads. `linear` has the closed form's rates and errors."
     mean = lambda v, c: values(runs, v, c).mean()
