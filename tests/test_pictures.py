@@ -258,7 +258,7 @@ def test_a_mask_is_found_by_any_name_and_a_large_picture_is_announced(tmp_path, 
     for folder in ("in", "masks"):
         (tmp_path / folder).mkdir()
         photo.crop((0, 0, 32, 32)).save(tmp_path / folder / "p[1].x.png")
-    monkeypatch.setattr(picture_commands, "LARGE", 1000)
+    monkeypatch.setattr(picture_commands, "_LARGE", 1000)
     assert typed("inpaint", tmp_path / "in", "--mask", tmp_path / "masks", "--out", tmp_path / "out") == 0
     assert "has 32x32 pixels: this takes a while" in capsys.readouterr().err
 
