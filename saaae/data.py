@@ -4,19 +4,18 @@
 
 # %% auto #0
 __all__ = ['SaaaeError', 'DataError', 'check_split', 'room', 'find_device', 'Images', 'stack_images', 'spread_images',
-           'normalize', 'to_unit', 'warn_of', 'stream_seed', 'batch_indices', 'batch_at', 'batches', 'patch_mask',
-           'Corruption', 'Share']
+           'normalize', 'to_unit', 'warn_of', 'stream_seed', 'batch_indices', 'batch_at', 'batches', 'Share',
+           'fork_generator', 'draw', 'patch_mask', 'Corruption']
 
 # %% ../nbs/00_data.ipynb #cell-02
 import hashlib, json, math, os, warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from einops import rearrange
 import numpy as np
 import torch
-from torch.overrides import TorchFunctionMode
 
 # %% ../nbs/00_data.ipynb #cell-04
 class SaaaeError(Exception):
@@ -171,6 +170,44 @@ def _label_batches(
     for index in batch_indices(images, batch_size, seed, epoch):
         yield images.labels[index.to(images.labels.device)]
 
+# %% ../nbs/00_data.ipynb #cell-25
+class Share(torch.Generator):
+    "A generator for some images of a batch."
+    def __new__(cls, whole: torch.Generator, n: int, own: slice) -> Self: return super().__new__(cls, whole.device)
+    def __init__(
+        self,
+        whole: torch.Generator,  # of the batch
+        n: int,                  # images of the batch
+        own: slice,              # those of the share
+    ):
+        self.whole, self.n, self.own = whole, n, own
+        self.manual_seed(_forked_seed(whole) + own.start)  # for what does not `draw`
+
+def _forked_seed(generator: torch.Generator) -> int:
+    "A seed that is a function of a generator's state, and leaves it where it was."
+    return int(torch.randint(2**62, (), generator=generator.clone_state(), device=generator.device))
+
+def fork_generator(
+    generator: torch.Generator | None,  # `None`: torch's own
+) -> torch.Generator | None:
+    "A second stream of random numbers that is a function of the first one's state, and leaves it where it was."
+    if generator is None: return None
+    if isinstance(generator, Share): return Share(fork_generator(generator.whole), generator.n, generator.own)
+    return torch.Generator(generator.device).manual_seed(_forked_seed(generator))
+
+def draw(
+    function: Callable[..., torch.Tensor],  # torch.rand or torch.randn
+    shape: tuple[int, ...],                 # images first
+    generator: torch.Generator | None,      # `None`: torch's own
+    **kwargs: Any,                          # of the function: device, dtype
+) -> torch.Tensor:
+    "Random numbers by image; of a `Share` those that a draw for the whole batch has there. Raises `DataError`."
+    if not isinstance(generator, Share): return function(shape, generator=generator, **kwargs)
+    if shape[0] != generator.own.stop - generator.own.start:
+        raise DataError(f"A model that draws {tuple(shape)} random numbers, not one set an image, cannot share a "
+                        "batch: train it on one process, and measure it with a batch_size of 256.")
+    return function((generator.n, *shape[1:]), generator=generator.whole, **kwargs)[generator.own]
+
 # %% ../nbs/00_data.ipynb #cell-18
 def patch_mask(
     corners: torch.Tensor,  # int `[b, patches, 2]`, top-left (row, column)
@@ -208,29 +245,6 @@ class Corruption:
         if mask is None:
             mask = patch_mask(self.corners(len(x), x.shape[-1], masks).to(x.device), self.patch_size, x.shape[-1])
         if self.noise_std:
-            strength = torch.rand(len(x), 1, 1, 1, generator=noise, device=x.device) if self.noise_varies else 1
-            x = x + self.noise_std * strength * torch.randn(x.shape, generator=noise, device=x.device)
+            strength = draw(torch.rand, (len(x), 1, 1, 1), noise, device=x.device) if self.noise_varies else 1
+            x = x + self.noise_std * strength * draw(torch.randn, x.shape, noise, device=x.device)
         return x.masked_fill(mask, 0), mask
-
-# %% ../nbs/00_data.ipynb #cell-25
-class Share(TorchFunctionMode):
-    "Inside of it, `torch.rand`, `randn` and `randint` with a generator draw for the whole batch and return a share."
-    def __init__(
-        self,
-        n: int,      # images of the whole batch
-        own: slice,  # those of the share
-    ):
-        super().__init__()
-        self.n, self.own = n, own
-
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func in (torch.rand, torch.randn, torch.randint) and kwargs.get("generator") is not None:
-            if "size" in kwargs: bounds, size = args, kwargs.pop("size")
-            else: bounds, size = ((), args) if isinstance(args[-1], int) else (args[:-1], args[-1])
-            if not len(size): return func(*bounds, size, **kwargs)  # one number for all
-            if size[0] != self.own.stop - self.own.start:
-                raise DataError(f"A model that draws {tuple(size)} random numbers, not one set an image, cannot share "
-                                   "a batch: train it on one process, and measure it with a batch_size of 256.")
-            return func(*bounds, (self.n, *size[1:]), **kwargs)[self.own]
-        return func(*args, **kwargs)

@@ -9,7 +9,6 @@ __all__ = ['Part', 'corrupted_parts', 'corrupted_batches', 'rebuilt', 'figures_o
 # %% ../nbs/06_evaluation.ipynb #cell-02
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,8 +35,12 @@ class Part:
     corrupted: torch.Tensor  # what the model sees
     mask: torch.Tensor     # bool `[b, 1, h, h]`, true where hidden
     at: slice                # their places among all images
-    noise: torch.Generator   # for the model
-    drawing: AbstractContextManager[object]  # inside of it, what is drawn by image is their share of the batch's
+    noise: torch.Generator   # for the model: their share of the batch's
+
+    def noise_of(self, seed: int) -> torch.Generator:
+        "Another stream, of their share of the batch."
+        other = torch.Generator(self.noise.device).manual_seed(seed)
+        return Share(other, self.noise.n, self.noise.own) if isinstance(self.noise, Share) else other
 
 def _at_a_time(
     model: nn.Module,
@@ -52,12 +55,13 @@ def _drawn_apart(
     n: int,      # images of a batch
     size: int,   # images at a time
     noise: torch.Generator,
-) -> Iterator[tuple[slice, torch.Generator, AbstractContextManager[object]]]:  # see `Part`: at, noise, drawing
+) -> Iterator[tuple[slice, torch.Generator]]:  # where in the batch, and their noise
     "A batch in parts with the random numbers of the whole; after the last one `noise` is where the batch leaves it."
     start = noise.clone_state()
     for first in range(0, n, size):
         own = slice(first, min(first + size, n))
-        yield own, noise if own.stop == n else start.clone_state(), Share(n, own) if size < n else nullcontext()
+        whole = noise if own.stop == n else start.clone_state()
+        yield own, Share(whole, n, own) if size < n else whole
 
 # %% ../nbs/06_evaluation.ipynb #cell-06
 def corrupted_parts(
@@ -80,7 +84,7 @@ def corrupted_parts(
             levels = torch.rand(n, generator=pixel_noise, device=cfg.device).tolist()
         else: levels = [1.] * n
         corrupt = [replace(corruption, noise_std=corruption.noise_std * s, noise_varies=False) for s in levels]
-        for own, drawn, drawing in _drawn_apart(n, size, noise):
+        for own, drawn in _drawn_apart(n, size, noise):
             x = batch_at(images, batch[own])[0].contiguous(memory_format=torch.channels_last)
             at = slice(i * whole + own.start, i * whole + own.stop)
             if mask is None:
@@ -88,7 +92,7 @@ def corrupted_parts(
             else: where = mask[at].to(x.device)
             one_by_one = zip(corrupt[own], x.split(1), where.split(1))  # of one stream, wherever a part begins
             corrupted = torch.cat([f(image, masks, pixel_noise, hole)[0] for f, image, hole in one_by_one])
-            yield Part(x, corrupted, where, at, drawn, drawing)
+            yield Part(x, corrupted, where, at, drawn)
 
 def corrupted_batches(
     images: Images,
@@ -107,7 +111,7 @@ def rebuilt(
     **cond: Any,           # more that the model takes: the labels y, the precision t
 ) -> tuple[torch.Tensor, AnchoredGaussian]:  # x_hat `[b, 3, h, h]` in [-1, 1], and what it was decoded from
     "What a model makes of images, with their share of the batch's noise."
-    with part.drawing: return model(part.corrupted, part.noise, sample, **cond)
+    return model(part.corrupted, part.noise, sample, **cond)
 
 def figures_of(
     x_hat: torch.Tensor,   # `[b, 3, h, h]` in [-1, 1]

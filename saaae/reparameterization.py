@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .data import SaaaeError
+from .data import SaaaeError, draw
 
 # %% ../nbs/02_reparameterization.ipynb #cell-06
 def _minmax(
@@ -85,7 +85,7 @@ class GatedGaussian:
         generator: torch.Generator | None = None,  # where the noise comes from, on the device of `mu`
     ) -> torch.Tensor:                             # z, shape of `mu`
         "z = mu + gate * sigma * eps."
-        eps = torch.randn(self.mu.shape, generator=generator, device=self.mu.device, dtype=self.mu.dtype)
+        eps = draw(torch.randn, self.mu.shape, generator, device=self.mu.device, dtype=self.mu.dtype)
         return self.mu + self.std * eps
 
     def mode(self) -> torch.Tensor:

@@ -9,7 +9,7 @@ __all__ = ['PARALLEL', 'build_model', 'build_models', 'unwrapped', 'float32_as',
 # %% ../nbs/05_training.ipynb #cell-02
 import math, os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -119,9 +119,9 @@ class Whole:
         "The images of a batch of `n` that are computed here, and whether they count: all do."
         return slice(0, n), True
 
-    def drawing(self, n: int) -> AbstractContextManager[object]:
-        "Where random numbers by image are those of the images computed here."
-        return nullcontext()
+    def shared(self, noise: torch.Generator, n: int) -> torch.Generator:
+        "The random numbers of the images computed here, of those of a batch of `n`."
+        return noise
 
     def sum(self, t: torch.Tensor) -> torch.Tensor:
         "The sum over all processes."
@@ -161,9 +161,9 @@ def training_batches(
         if cfg.bank: cfg.bank.rewind(noise, step)
         corners = cfg.corruption.corners(n, images.size, masks)[own].to(x.device)
         cond = cfg.cond(labels) | objective.draw(n, own, drawn)
-        with dist.drawing(n):
-            corrupted, mask = cfg.corruption(x, masks, pixel_noise, patch_mask(corners, cfg.patch_size, images.size))
-        yield Batch(x, corrupted, mask, noise, cond, n, counts)
+        holes = patch_mask(corners, cfg.patch_size, images.size)
+        corrupted, mask = cfg.corruption(x, masks, dist.shared(pixel_noise, n), holes)
+        yield Batch(x, corrupted, mask, dist.shared(noise, n), cond, n, counts)
 
 # %% ../nbs/05_training.ipynb #cell-11
 def train_epoch(
@@ -180,7 +180,7 @@ def train_epoch(
     networks_in = partial(torch.autocast, torch.device(cfg.device).type, torch.bfloat16, cfg.arithmetic == "bf16")
     with float32_as(cfg):
         for batch in training_batches(images, cfg, epoch, learner.objective, dist):
-            with dist.drawing(batch.n), networks_in():
+            with networks_in():
                 x_hat, posterior = learner.model(batch.corrupted, batch.noise, **batch.cond)
             loss, error, kl = (batch.counts * v for v in learner.objective(x_hat, posterior, batch))
             learner.optimizer.zero_grad()

@@ -95,7 +95,7 @@ def codes(
     found = []
     for part in corrupted_parts(images, cfg, model=model):
         y = images.labels[part.at].to(cfg.device)
-        with part.drawing: q = model.posterior(part.corrupted, part.noise, **cond(model, y))
+        q = model.posterior(part.corrupted, part.noise, **cond(model, y))
         found.append((q.mode(), q.std.expand_as(q.mu)**2))
     return tuple(map(torch.cat, zip(*found)))
 

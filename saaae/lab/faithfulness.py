@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ..data import Images, stream_seed
+from ..data import Images, draw, stream_seed
 from ..evaluation import corrupted_parts
 from ..models import SAAAE
 from ..reparameterization import to_float64
@@ -69,7 +69,7 @@ def removal_curves(
     ranks, rows = _removal_ranks(model, images, cfg, mask), []
     for part in corrupted_parts(images, cfg, mask, model):
         q = model.posterior(part.corrupted)
-        with part.drawing: eps = torch.randn(q.mu.shape, generator=part.noise, device=q.mu.device)
+        eps = draw(torch.randn, q.mu.shape, part.noise, device=q.mu.device)
         kl = q.kl_by_dimension("exact")
         for order, rank in ((name, r[part.at]) for name, r in ranks.items()):
             for count in counts:
@@ -106,19 +106,17 @@ def sensitivity(
     model.eval()
     maps, found = dict(importance=model, randomised=randomised(model)) if hasattr(model, "attention") else {}, {}
     for part in corrupted_parts(images.first(min(256, len(images))), cfg, mask, model):
-        q, draw = model.posterior(part.corrupted), torch.Generator(cfg.device)
-        draw.manual_seed(stream_seed(0, "sensitivity"))
+        q, stream = model.posterior(part.corrupted), part.noise_of(stream_seed(0, "sensitivity"))
         by = dict(kl=q.kl_by_dimension("exact")) | {name: m.importance(part.corrupted) for name, m in maps.items()}
-        with part.drawing:
-            eps = torch.randn(q.mu.shape, generator=part.noise, device=q.mu.device)
-            for n in [n for n in (1, 4, 16, 64) if n < cfg.latent]:
-                drawn = [torch.rand(q.mu.shape, generator=draw, device=q.mu.device) for _ in range(sets)]
-                chosen = [u.argsort(1) < n for u in drawn]
-                left = [q.temper((~c).float()) for c in chosen]
-                rise = torch.stack([(model.decode(t.mu + t.std * eps) - part.x).square().sum((1, 2, 3)) for t in left])
-                for name, score in by.items():
-                    a, b = (v - v.mean(0) for v in (torch.stack([(score * c).sum(1) for c in chosen]), rise))
-                    correlation = (a * b).sum(0) / (a.square().sum(0) * b.square().sum(0)).sqrt()
-                    found.setdefault((n, name), []).append(correlation)
+        eps = draw(torch.randn, q.mu.shape, part.noise, device=q.mu.device)
+        for n in [n for n in (1, 4, 16, 64) if n < cfg.latent]:
+            drawn = [draw(torch.rand, q.mu.shape, stream, device=q.mu.device) for _ in range(sets)]
+            chosen = [u.argsort(1) < n for u in drawn]
+            left = [q.temper((~c).float()) for c in chosen]
+            rise = torch.stack([(model.decode(t.mu + t.std * eps) - part.x).square().sum((1, 2, 3)) for t in left])
+            for name, score in by.items():
+                a, b = (v - v.mean(0) for v in (torch.stack([(score * c).sum(1) for c in chosen]), rise))
+                correlation = (a * b).sum(0) / (a.square().sum(0) * b.square().sum(0)).sqrt()
+                found.setdefault((n, name), []).append(correlation)
     means = {of: torch.cat(parts).nanmean().item() for of, parts in found.items()}
     return pd.DataFrame([dict(n=n, attribution=name, correlation=mean) for (n, name), mean in means.items()])

@@ -15,17 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..attention import PatchAttention
+from ..data import draw, fork_generator
 from ..models import SAAAE, VAE
 from ..reparameterization import AnchoredGaussian, TemperedGaussian, noise_gate, to_importance
-
-# %% ../../nbs/lab/gates.ipynb #cell-06
-def _fork_generator(
-    generator: torch.Generator | None,  # `None`: torch's own
-) -> torch.Generator | None:
-    "A second stream of random numbers that is a function of the first one's state, and leaves it where it was."
-    if generator is None: return None
-    seed = torch.randint(2**62, (), generator=generator.clone_state(), device=generator.device)
-    return torch.Generator(generator.device).manual_seed(seed.item())
 
 # %% ../../nbs/lab/gates.ipynb #cell-07
 class Inverted(SAAAE):
@@ -39,7 +31,7 @@ class ShuffledDimensions(SAAAE):
     def importance(self, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         "a in another order each time, shape of z."
         a = super().importance(x, generator).flatten(1)
-        order = torch.rand(a.shape, generator=_fork_generator(generator), device=a.device).argsort(1)
+        order = draw(torch.rand, a.shape, fork_generator(generator), device=a.device).argsort(1)
         return a.gather(1, order).reshape(-1, *self.latent_shape)
 
 class ShuffledImages(SAAAE):
@@ -48,7 +40,7 @@ class ShuffledImages(SAAAE):
 
     def importance(self, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         "a of the images in another order each time, shape of z."
-        order = torch.rand(len(x), generator=_fork_generator(generator), device=x.device).argsort()
+        order = draw(torch.rand, (len(x),), fork_generator(generator), device=x.device).argsort()
         return super().importance(x, generator)[order]
 
 # %% ../../nbs/lab/gates.ipynb #cell-09
@@ -58,7 +50,7 @@ class Random(SAAAE):
 
     def importance(self, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         "Uniform in [0, 1], shape of z."
-        return torch.rand(len(x), *self.latent_shape, generator=_fork_generator(generator), device=x.device)
+        return draw(torch.rand, (len(x), *self.latent_shape), fork_generator(generator), device=x.device)
 
 class Learned(SAAAE):
     "A free score a dimension, the same for every image."

@@ -80,13 +80,12 @@ def rebuild(
     in [0, 1] units, summed over channels, `[n, 1, h, h]`; the rate in bits, `[n]`."""
     parts = []
     for part in corrupted_parts(images, cfg, mask, model):
-        with part.drawing:
-            if callable(t):
-                q = model.posterior(part.corrupted)
-                found = t(q, part.x, part.corrupted)
-                q = found if isinstance(found, AnchoredGaussian) else q.temper(found, hold_mean)
-                x_hat = model.decode(q.sample(part.noise))
-            else: x_hat, q = model(part.corrupted, part.noise, t=t, hold_mean=hold_mean)
+        if callable(t):
+            q = model.posterior(part.corrupted)
+            found = t(q, part.x, part.corrupted)
+            q = found if isinstance(found, AnchoredGaussian) else q.temper(found, hold_mean)
+            x_hat = model.decode(q.sample(part.noise))
+        else: x_hat, q = model(part.corrupted, part.noise, t=t, hold_mean=hold_mean)
         parts.append((part.x, (to_unit(x_hat) - to_unit(part.x)).square().sum(1, keepdim=True), q.rate_bits()))
     return dict(zip(("x", "error", "rate"), map(torch.cat, zip(*parts))))
 

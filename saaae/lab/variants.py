@@ -185,7 +185,7 @@ def active_units(
     "How many latent dimensions depend on the image."
     means = []
     for part in corrupted_parts(images, cfg, mask, model):
-        with part.drawing: means.append(model.posterior(part.corrupted, part.noise).mode())
+        means.append(model.posterior(part.corrupted, part.noise).mode())
     return int((torch.cat(means).var(0) > .01).sum())
 
 # %% ../../nbs/lab/variants.ipynb #cell-19
@@ -201,7 +201,7 @@ def fitted_rate(
     def codes(images):
         found = []
         for part in corrupted_parts(images, cfg, mask, model):
-            with part.drawing: q = model.posterior(part.corrupted, part.noise)
+            q = model.posterior(part.corrupted, part.noise)
             found.append((q.mu, q.std.expand_as(q.mu)**2))
         return (to_float64(torch.cat(parts)) for parts in zip(*found))
     mu, variance = codes(train)

@@ -8,7 +8,7 @@ __all__ = ['ProcessError', 'Shares', 'Exchanges', 'Processes', 'join', 'whole_ba
 # %% ../../nbs/runs/processes.ipynb #cell-02
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
@@ -60,12 +60,13 @@ class Shares(Whole):
         own = self.share(n)
         return (own, True) if own.start < own.stop else (slice(0, 1), False)
 
-    def drawing(
+    def shared(
         self,
-        n: int,                     # images of the whole batch
-    ) -> AbstractContextManager[object]:
-        "Where random numbers by image are those of the images computed here."
-        return nullcontext() if self.count == 1 else Share(n, self.computes(n)[0])
+        noise: torch.Generator,  # the same on all processes
+        n: int,                  # images of the whole batch
+    ) -> torch.Generator:
+        "The random numbers of the images computed here."
+        return noise if self.count == 1 else Share(noise, n, self.computes(n)[0])
 
 # %% ../../nbs/runs/processes.ipynb #de106c5e
 @dataclass(frozen=True)
