@@ -90,6 +90,43 @@ for line in sys.stdin:
         self.server.stdout.close()
 
 
+IMPORTS = """
+import pandas, torch, torchvision, torchmetrics.functional.image, matplotlib.pyplot
+import IPython.core.interactiveshell, nbdev.test, papermill.iorw, papermill.parameterize
+"""
+CELLS = """
+import sys, json
+from IPython.core.interactiveshell import InteractiveShell
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+notebook = parameterize_notebook(load_notebook_node(sys.argv[1]), json.loads(sys.argv[2]))
+shell = InteractiveShell.instance(colors="nocolor")
+shell.history_manager.enabled = False
+for cell in notebook.cells:
+    if cell.cell_type != "code": continue
+    if not shell.run_cell(cell.source, store_history=True).success: sys.exit(1)
+"""
+
+
+@pytest.fixture(scope="session")
+def forks():
+    "Programs of this session that have imported what most notebooks need."
+    with Forks(IMPORTS, PYTHONPATH=str(ROOT)) as programs:
+        yield programs
+
+
+@pytest.fixture
+def cells(forks):
+    """The cells of a notebook with parameters as papermill gives them, `out` among them, until one fails: without a
+    kernel, which takes seconds to start."""
+
+    def run(notebook, out, **parameters):
+        out.mkdir(parents=True, exist_ok=True)
+        return forks.run(CELLS, next((ROOT / "nbs").rglob(notebook)), json.dumps(dict(parameters, out=str(out))))
+
+    return run
+
+
 def rows(path):
     return list(csv.DictReader(open(path)))
 

@@ -464,6 +464,6 @@ def test_each_kind_takes_few_lines():
         (dict(attention="conv"), "attention must be one of"),
     ],
 )
-def test_wrong_parameters_are_refused_by_name(wrong, message, tmp_path):
-    run = papermill("any_vae.ipynb", tmp_path, **TOY | wrong)
+def test_wrong_parameters_are_refused_by_name(cells, wrong, message, tmp_path):
+    run = cells("any_vae.ipynb", tmp_path, **TOY | wrong)
     assert run.returncode != 0 and message in run.stderr and not (tmp_path / "any_vae.csv").exists()

@@ -144,15 +144,15 @@ def test_folder_of_ones_own(tmp_path):
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )
-def test_wrong_parameters_are_refused_by_name(tmp_path, wrong, says):
-    run = papermill(NOTEBOOK, tmp_path / "run", **TOY | wrong)
+def test_wrong_parameters_are_refused_by_name(cells, tmp_path, wrong, says):
+    run = cells(NOTEBOOK, tmp_path / "run", **TOY | wrong)
     assert run.returncode != 0 and says in run.stderr
     assert not (tmp_path / "run" / "conditional").exists()
 
 
-def test_a_single_class_is_refused(tmp_path):
+def test_a_single_class_is_refused(cells, tmp_path):
     photographs(tmp_path / "mine", dict(dark=50))
-    run = papermill(
+    run = cells(
         NOTEBOOK, tmp_path / "run", dataset=str(tmp_path / "mine"), **TOY | dict(train_images=None, test_images=None)
     )
     assert run.returncode != 0 and "has one class (dark); a choice of class needs two or more" in run.stderr

@@ -159,8 +159,8 @@ def test_a_killed_sweep_leaves_nothing_running(tmp_path):
     assert psutil.wait_procs(below, timeout=600)[1] == []
 
 
-def test_wrong_parameters_are_refused_by_name(tmp_path):
-    run = papermill("evidence.ipynb", tmp_path, **{**TOY, "epoch": 3})
+def test_wrong_parameters_are_refused_by_name(cells, tmp_path):
+    run = cells("evidence.ipynb", tmp_path, **{**TOY, "epoch": 3})
     assert (
         run.returncode != 0
         and "epoch is not a parameter; did you mean epochs?" in run.stderr

@@ -74,8 +74,8 @@ def test_folder_of_ones_own(tmp_path):
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )
-def test_wrong_parameters_are_refused_by_name(tmp_path, wrong, says):
-    run = papermill(NOTEBOOK, tmp_path / "run", **{**TOY, **wrong})
+def test_wrong_parameters_are_refused_by_name(cells, tmp_path, wrong, says):
+    run = cells(NOTEBOOK, tmp_path / "run", **{**TOY, **wrong})
     assert run.returncode != 0 and says in run.stderr
     assert not (tmp_path / "run" / "metrics.csv").exists()
 

@@ -99,7 +99,7 @@ def test_denoising(tmp_path):
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )
-def test_wrong_parameters_are_refused_by_name(tmp_path, notebook, wrong, says):
-    run = papermill(notebook, tmp_path, **TOY | wrong)
+def test_wrong_parameters_are_refused_by_name(cells, tmp_path, notebook, wrong, says):
+    run = cells(notebook, tmp_path, **TOY | wrong)
     assert run.returncode != 0 and says in run.stderr
     assert not list(tmp_path.glob("*.csv"))
