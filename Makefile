@@ -18,7 +18,7 @@
 # make bench       training at the published widths beside other loops: images a second, memory, share of the rate of matrix products (a quarter of an hour)
 # make full        the published schedule whole, on photos64: 3,000 epochs of both models, for a machine with a CUDA device
 # make test        the tests, but for those over a minute; two processes of one thread each
-# make test-slow   those over a minute; CI runs both
+# make test-slow   those over a minute, likewise; CI runs both
 # make explore     JupyterLab on a copy of the explorer: nothing to train, nothing to set, nothing changes here
 # make watch       JupyterLab on the notebook that follows runs while they train
 # make docs        the documentation site, docs/_build/html/index.html
@@ -137,10 +137,10 @@ full: .venv/installed
 	@echo "The results are in results/full: summary.md is the table, recon/ has the pictures, speed.csv the time of each epoch."
 
 test: .venv/installed
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" tests
 
 test-slow: .venv/installed
-	@$(BIN)/python -m pytest -q -m slow tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m slow tests
 
 explore: .venv/installed
 	@folder=$$(mktemp -d) && cp nbs/tools/explore.ipynb $$folder && \

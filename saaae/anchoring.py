@@ -140,14 +140,13 @@ def anchored(
     if issubclass(cls, Anchored): return cls
     how = AnchoredEncode if hasattr(cls, "encode") else AnchoredEncoder
     if hasattr(cls, "posterior"): how = AnchoredPosterior
+    if hasattr(cls, "build_indexes"): from saaae.apps.hyperprior import AnchoredConditional as how
     from saaae.runs.anchored import Pretrained  # only here: a gate needs no files
     saved = (Pretrained,) if hasattr(cls, "save_pretrained") else ()
     about = dict(original=cls, __module__=cls.__module__, __doc__=f"{cls.__name__} with a noise gate.")
     return type(cls.__name__, (how, *saved, cls), about)
 
-def _make_empty(
-    cls: type[nn.Module],  # of the model without a gate
-) -> nn.Module:
+def _make_empty(cls: type[nn.Module]) -> nn.Module:
     "An anchored model without content, for copies and pickles to fill."
     return object.__new__(anchored(cls))
 
@@ -176,9 +175,7 @@ def input_shape(
                          "or (channels, height, width).")
     return getattr(config, "in_channels", 3), *((size, size) if isinstance(size, int) else size)
 
-def _encoder_of(
-    vae: nn.Module,
-) -> nn.Module:  # the model itself, or its encoder
+def _encoder_of(vae: nn.Module) -> nn.Module:
     "The module that is to get the gate. Raises `TypeError` if there is none, or if it has one."
     name = type(vae).__name__
     if not isinstance(vae, nn.Module): raise TypeError(f"{name} is not a torch module.")
@@ -222,7 +219,7 @@ _VAE = TypeVar("_VAE", bound=nn.Module)
 
 # %% ../nbs/08_anchoring.ipynb #71eec718
 def anchor(
-    vae: _VAE,  # ours, diffusers', pythae's, or any with encode(x) -> (mu, ln sigma^2)
+    vae: _VAE,  # ours, diffusers', pythae's, CompressAI's, or any with encode(x) -> (mu, ln sigma^2)
     attention: str | nn.Module = "patch",  # linear, patch, or a module (copied): images -> scores `[b, latent]`
     floor: float = .1,          # the gate where importance is 1, above 0, at most 1
     normalize: str = "image",   # how scores become importance: min-max over image or batch, or sigmoid
@@ -230,6 +227,9 @@ def anchor(
 ) -> _VAE:  # of a subclass of the model's class
     "A copy of a VAE whose noise is gated by attention. Raises `TypeError` for what is no such VAE, or `ValueError`."
     if isinstance(vae, nn.Module): vae = unwrapped(vae)  # the copy is neither compiled nor parallel
+    if hasattr(vae, "gaussian_conditional"):
+        from saaae.apps.hyperprior import anchor_codec
+        return anchor_codec(vae, attention, floor, normalize)
     _encoder_of(vae)
     name, shape, model = type(vae).__name__, input_shape(vae, image_size), copy.deepcopy(vae)
     part = _encoder_of(model)

@@ -135,6 +135,14 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes a minute or more; `make test-slow` runs these alone")
 
 
+LONG = "test_wheel test_evidence test_notebooks test_docs test_experiment test_precision test_faults".split()
+
+
+def pytest_collection_modifyitems(items):
+    "Files that take longest first: then no process waits at the end for another."
+    items.sort(key=lambda item: [*LONG, item.path.stem].index(item.path.stem))
+
+
 @pytest.fixture
 def checkout(tmp_path):
     "A copy of the repository with a miniature STL-10 in its official binary layout."

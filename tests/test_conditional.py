@@ -56,6 +56,7 @@ def check_best(folder):
         assert value[name := cells[0].split("`")[1], baselines[name], measure] == best, task
 
 
+@pytest.mark.slow
 def test_toy(tmp_path):
     run = papermill(NOTEBOOK, tmp_path, **TOY)
     assert run.returncode == 0, run.stderr[-3000:]

@@ -26,6 +26,7 @@ def test_there_are_notebooks():
         "apps/codec",
         "apps/conditional",
         "apps/front",
+        "apps/hyperprior",
         "apps/picture_training",
         "apps/pictures",
         "apps/recognition",

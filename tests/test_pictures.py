@@ -220,7 +220,7 @@ def test_what_cannot_be_read_in_a_folder_is_named_and_the_rest_goes_on(tmp_path,
     (tmp_path / "in").mkdir()
     photo.crop((0, 0, 32, 32)).save(tmp_path / "in" / "a.png")
     (tmp_path / "in" / "b.png").write_text("no picture")
-    assert typed("denoise", tmp_path / "in", "--out", tmp_path / "out") == 0
+    assert typed("denoise", tmp_path / "in", "--out", tmp_path / "out") == 1
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a_denoised.png"]
     assert "b.png" in capsys.readouterr().err
 
@@ -247,8 +247,10 @@ def test_what_cannot_be_done_is_said_in_one_sentence_that_names_the_file(tmp_pat
         assert said.startswith(f"saaae: {says}") and said.count("\n") == 1, said
     assert typed("inpaint", "p.png", "--mask", "p.png", "--sample", 10**30) == 2
     assert typed("encode", "p.png", "--out", "new") == 0 and Path("new/p.saz").is_file()
+    photo.crop((0, 0, 40, 32)).save("r.png")
+    assert typed("encode", "p.png", "r.png") == 0 and Path("p.saz").is_file() and Path("r.saz").is_file()
     Path("new/q.saz").write_text("no stream")
-    assert typed("decode", "new", "--out", "back") == 0
+    assert typed("decode", "new", "--out", "back") == 1 and Path("back/p.png").is_file()
     assert "skipped: new/q.saz: this is not" in capsys.readouterr().err
 
 

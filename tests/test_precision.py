@@ -21,6 +21,7 @@ TOY = dict(
 )
 
 
+@pytest.mark.slow
 def test_toy(tmp_path):
     run = papermill("precision.ipynb", tmp_path, **TOY)
     assert run.returncode == 0, run.stderr[-3000:]

@@ -92,7 +92,7 @@ class Schedule:
 
 def mixed(device: torch.device) -> torch.autocast | nullcontext:
     "bfloat16 where it is quick."
-    quick = device.type == "cuda" or device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    quick = device.type == "cuda" or device.type == "cpu" and torch.cpu._is_amx_tile_supported()
     return torch.autocast(device.type, torch.bfloat16) if quick else nullcontext()
 
 def rate_at(schedule: Schedule, step: int) -> float:
@@ -126,7 +126,8 @@ def fit(
         if not norm.isfinite(): continue
         optimiser.step()
         with torch.no_grad():
-            for k, v in model.state_dict().items(): mean[k].lerp_(v, 1 - min(.999, (step + 1) / (step + 50)))
+            for k, v in model.state_dict().items():
+                if v.is_floating_point(): mean[k].lerp_(v, 1 - min(.999, (step + 1) / (step + 50)))
         bar.set_postfix(loss=f"{value.item():.3f}", refresh=False)
         if (step + 1) % schedule.keep_every == 0 or step + 1 == schedule.steps:
             now = dict(model=model.state_dict(), optimiser=optimiser.state_dict(), mean=mean, step=step + 1)

@@ -14,8 +14,9 @@ from pathlib import Path
 import saaae
 
 # %% ../../nbs/tools/cli.ipynb #cell-05
-EXIT_CODES = """Pictures are files or folders, of any size. MODEL is photos64, which ships, or the folder of a run.
-Exit code: 0, 1 for an error told in one sentence, 2 for a command line that cannot be read."""
+EXIT_CODES = """Pictures are of any size. MODEL is photos64, which ships, or the folder of a run.
+Exit code: 0, 1 for an error told in one sentence or for files that were skipped, 2 for a command line that cannot be
+read."""
 
 def add_pictures(command: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
     "The commands for pictures of any size."
@@ -28,29 +29,35 @@ def add_pictures(command: Callable[[str, str, str], argparse.ArgumentParser]) ->
     )
     for name, (summary, example) in about.items():
         p = command(name, summary, example)
-        p.add_argument("source", metavar="FILE_OR_FOLDER", help="a picture or a folder of pictures" if name != "decode"
-                       else "a .saz file or a folder of them")
-        p.add_argument("--out", type=Path, metavar="PATH",
-                       help="file or folder of the result; a folder of pictures needs one (default: beside the file)")
-        p.add_argument("--force", action="store_true", help="overwrite what is there")
+        p.add_argument("source", nargs="+", metavar="FILE_OR_FOLDER",
+                       help=f"{'pictures' if name != 'decode' else '.saz files'}, or a folder of them")
         if name in ("rebuild", "encode"):
-            budget = p.add_mutually_exclusive_group()
+            size = p.add_argument_group("size")
+            budget = size.add_mutually_exclusive_group()
             budget.add_argument("--bytes", type=int, metavar="N",
                                 help="at most so many bytes, everything counted (default: what looks good)")
             budget.add_argument("--bpp", type=float, metavar="BITS", help="at most so many bits a pixel")
-            p.add_argument("--keep", type=Path, metavar="MASK",
-                           help="a picture, bright where to be more precise (or a folder of such, by name), or auto")
-            p.add_argument("--contrast", type=float, default=1., metavar="OCTAVES",
-                           help="how much more precise --keep is, in powers of two, 0.25 to 4 (default: 1)")
+            where = p.add_argument_group("precision where it matters")
+            where.add_argument("--keep", type=Path, metavar="MASK",
+                               help="a picture, bright where to be more precise; a folder of such, by name; or auto")
+            where.add_argument("--contrast", type=float, default=1., metavar="OCTAVES",
+                               help="how much more precise --keep is, in powers of two, 0.25 to 4 (default: 1)")
         if name == "inpaint":
-            p.add_argument("--mask", type=Path, required=True, metavar="MASK",
-                           help="a picture, bright where to fill; or a folder of such, by name")
-            p.add_argument("--sample", type=seed, metavar="SEED", help="one of many fillings (default: the best guess)")
+            hole = p.add_argument_group("hole")
+            hole.add_argument("--mask", type=Path, required=True, metavar="MASK",
+                              help="a picture, bright where to fill; or a folder of such, by name")
+            hole.add_argument("--sample", type=seed, metavar="SEED",
+                              help="one of many fillings (default: the best guess)")
         if name == "denoise":
-            p.add_argument("--sigma", type=float, help="deviation of the noise; white is 1 (default: estimated)")
-            p.add_argument("--impulses", action="store_true", help="salt and pepper: found, and filled")
+            noise = p.add_argument_group("noise")
+            noise.add_argument("--sigma", type=float, help="its deviation; white is 1 (default: estimated)")
+            noise.add_argument("--impulses", action="store_true", help="salt and pepper: found, and filled")
+        result = p.add_argument_group("result")
+        result.add_argument("--out", type=Path, metavar="PATH",
+                            help="file or folder; a folder of pictures needs one (default: beside the file)")
+        result.add_argument("--force", action="store_true", help="overwrite what is there")
         if name not in ("encode", "decode"):
-            p.add_argument("--side-by-side", action="store_true", help="the original beside the result")
+            result.add_argument("--side-by-side", action="store_true", help="the original beside the result")
 
 # %% ../../nbs/tools/cli.ipynb #5eed0a1b
 def seed(text: str) -> int:
@@ -151,7 +158,7 @@ def main(
     argv = sys.argv[1:] if argv is None else argv
     args = parser().parse_args(argv)
     named = ("out", "dataset", "folder", "model", "source")
-    if empty := next((k for k in named if getattr(args, k, None) == ""), None):
+    if empty := next((k for k in named if getattr(args, k, None) in ("", [""])), None):
         print(f"saaae: {empty} is empty: name one.", file=sys.stderr)
         return 1
     for stream in (sys.stdout, sys.stderr):
@@ -168,6 +175,6 @@ def main(
     except KeyboardInterrupt:
         return 130
     if result: print(result)  # processes that only help have none
-    return 0
+    return int(getattr(args, "skipped", 0) > 0)
 
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())

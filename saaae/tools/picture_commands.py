@@ -34,8 +34,8 @@ def sources(source: Path, command: str) -> tuple[Path, list[Path]]:  # the folde
     if not files: raise PictureCommandError(f"{source} has no {'stream' if command == 'decode' else 'picture'}.")
     return source, files
 
-def targets(source: Path, out: Path | None, command: str, force: bool = False) -> list[tuple[Path, Path]]:
-    "Each file and where its result goes. Raises `PictureCommandError` for what would overwrite something."
+def _targets(source: Path, out: Path | None, command: str, force: bool = False) -> list[tuple[Path, Path]]:
+    "Each file of a source and where its result goes. Raises."
     root, files = sources(source, command)
     ending, single = ENDINGS[command], source.is_file()
     if not single and out is None: raise PictureCommandError("a folder needs --out, another folder for the results.")
@@ -50,7 +50,18 @@ def targets(source: Path, out: Path | None, command: str, force: bool = False) -
         names = [stem.with_name(f"{stem.name}{'_' + f.suffix[1:] if stems.count(stem) > 1 else ''}{ending}")
                  for stem, f in zip(stems, files)]
         pairs = [(file, (root if out is None else out)/name) for file, name in zip(files, names)]
+    return pairs
+
+def targets(given: list[Path], out: Path | None, command: str, force: bool = False) -> list[tuple[Path, Path]]:
+    "Each file and where its result goes. Raises `PictureCommandError` for what would overwrite something."
+    if len(given) > 1 and (folders := [str(s) for s in given if s.is_dir()]):
+        raise PictureCommandError(f"several files, or one folder: {folders[0]} is a folder.")
+    if len(given) > 1 and out is not None and out.suffix and not out.is_dir():
+        raise PictureCommandError(f"--out must be a folder for several files, not {out}.")
+    pairs = [pair for source in given for pair in _targets(source, out, command)]
+    places = [target for _, target in pairs]
     for file, target in pairs:
+        if places.count(target) > 1: raise PictureCommandError(f"{target} would be the result of several files.")
         if target.exists() and (not force or target.resolve() == file.resolve()):
             raise PictureCommandError(f"{target} is there already: name another place with --out, or say --force.")
     return pairs
@@ -115,19 +126,22 @@ def apply(model: Pictures, args: argparse.Namespace, file: Path, root: Path) -> 
 
 # %% ../../nbs/tools/picture_commands.ipynb #cell-10
 def run_pictures(args: argparse.Namespace) -> str:
-    "Do a command for a file or a folder; what cannot be read is named and the rest goes on. Raises for one file."
-    source = Path(args.source)
-    pairs, model = targets(source, args.out, args.command, args.force), Pictures.load()
-    root, lines = source if source.is_dir() else source.parent, []
+    """Do a command for files or a folder. What cannot be read is named and counted in `args.skipped`, and the rest goes
+    on; raises for a single one."""
+    given = [Path(source) for source in args.source]
+    pairs, model = targets(given, args.out, args.command, args.force), Pictures.load()
+    args.skipped, lines = 0, []
     for file, target in tqdm(pairs, args.command, file=sys.stderr, disable=len(pairs) == 1):
+        root = given[0] if given[0].is_dir() else file.parent
         try: content, said = apply(model, args, file, root)
         except (SaaaeError, OSError) as e:
             if len(pairs) == 1: raise PictureCommandError(_named(file, e)) from e
             print(f"skipped: {_named(file, e)}", file=sys.stderr)
+            args.skipped += 1
             continue
         _write(target, content)
         lines.append(f"{target}: {said}")
-    if not lines: raise PictureCommandError(f"{args.command} could do nothing with the files in {source}.")
+    if not lines: raise PictureCommandError(f"{args.command} could do nothing with {', '.join(args.source)}.")
     return "\n".join(lines)
 
 # %% ../../nbs/tools/picture_commands.ipynb #cell-13
