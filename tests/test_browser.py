@@ -1,6 +1,7 @@
 """A real browser on the explorer: what a person sees, moves, paints and downloads, at two sizes of window."""
 
 import io, os, shutil, socket, subprocess, sys, time, urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,9 @@ SIZES = ((1440, 900), (1280, 720))
 TABS = {"Photograph, any size": ("photograph",), "Gate, 64x64": ("image", "gate and rate", "strip")}
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
+@contextmanager
+def serve(away):
     "The address of JupyterLab on a copy of the explorer, and the copy's folder: what `make explore` opens."
-    away = tmp_path_factory.mktemp("lab")
     folder = away / "notebooks"
     folder.mkdir()
     shutil.copy(ROOT / "nbs/tools/explore.ipynb", folder)
@@ -53,6 +53,12 @@ def lab(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with serve(tmp_path_factory.mktemp("lab")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
 def chromium():
     place = shutil.which("chromium") or shutil.which("chromium-browser")
     assert place, "The browser test needs Chromium: apt-get install chromium."
@@ -64,18 +70,29 @@ def chromium():
         browser.close()
 
 
-@pytest.fixture(scope="module", params=SIZES, ids=lambda size: "x".join(map(str, size)))
-def page(lab, chromium, request):
-    "The notebook after Run All Cells."
-    page = chromium.new_page(viewport=dict(zip(("width", "height"), request.param)))
+def opened(chromium, address, size):
+    "The notebook in a window, its kernel ready."
+    page = chromium.new_page(viewport=dict(zip(("width", "height"), size)))
     page.set_default_timeout(120_000)
-    page.goto(lab[0])
+    page.goto(address)
     idle = page.locator("#jp-main-statusbar").get_by_text("| Idle")
     idle.wait_for()  # sooner, Run All Cells only asks for a kernel
+    return page
+
+
+def run_all(page):
+    "Run All Cells, until everything is there."
     page.locator(".lm-MenuBar").get_by_text("Run", exact=True).click()
     page.locator(".lm-Menu").get_by_text("Run All Cells", exact=True).click()
     page.locator(".saaae-photo .saaae-strip figure").first.wait_for()
     until(page, lambda: in_sight(page, page.locator(".saaae-explorer")), "all of the view")
+
+
+@pytest.fixture(scope="module", params=SIZES, ids=lambda size: "x".join(map(str, size)))
+def page(lab, chromium, request):
+    "The notebook after Run All Cells."
+    page = opened(chromium, lab[0], request.param)
+    run_all(page)
     yield page
     page.close()
 

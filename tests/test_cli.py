@@ -168,7 +168,7 @@ def test_commands_stand_in_the_order_in_which_they_are_met():
 
 def test_commands_for_pictures_do_not_import_what_only_models_need(tmp_path):
     code = ("import sys\nfrom saaae.tools.cli import main\nmain(['rebuild', 'nowhere.png'])\n"
-            "print(sorted({'matplotlib', 'pandas', 'torchmetrics'} & set(sys.modules)))")
+            "print(sorted({'matplotlib', 'pandas', 'torchmetrics', 'torchvision'} & set(sys.modules)))")
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(ROOT))
     )

@@ -14,7 +14,6 @@ import numpy as np
 import torch, torch.nn.functional as F
 from einops import rearrange
 from torch import nn
-from torchvision.models.resnet import BasicBlock
 from tqdm import tqdm
 
 from .codec import CELL, LEVELS, Codec, code_levels, log_steps, pack
@@ -28,6 +27,7 @@ from ..sources.tiny_imagenet import tiny_imagenet
 class Classifier(nn.Module):
     "Logits of a picture."
     def __init__(self, classes: int, widths: tuple[int, int, int, int] = (48, 96, 192, 384)):
+        from torchvision.models.resnet import BasicBlock  # only here: it takes seconds, and pictures need none
         super().__init__()
         a, b, c, d = widths
         first = nn.Conv2d(12, a, 3, 1, 1, bias=False)
@@ -42,7 +42,6 @@ class Classifier(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # `[b, 3, h, w]` in [-1, 1] -> `[b, classes]`
         return self.head(F.dropout(self.body(self.stem(x)).mean((2, 3)), .2, self.training))
-
 
 # %% ../../nbs/apps/recognition.ipynb #809b93a5
 def _shifted(x: torch.Tensor, draw: torch.Generator) -> torch.Tensor:

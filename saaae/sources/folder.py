@@ -15,7 +15,6 @@ from typing import Any
 from einops import rearrange
 import numpy as np
 from PIL import Image
-from torchvision.transforms import v2
 from tqdm import tqdm
 
 from ..data import DataError, Images, check_split, warn_of
@@ -150,6 +149,7 @@ def _read_folder(
     size: int,                      # side in pixels
 ) -> tuple[dict[str, Any], Pictures]:
     "The images of some files; those that cannot be read are added to `skipped` as they are met."
+    from torchvision.transforms import v2  # only here: it takes a second, and the commands for pictures need none
     about, shape = dict(classes=classes, name=name, skipped=[]), v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
     place = {name: i for i, name in enumerate(classes)}
     def pictures():

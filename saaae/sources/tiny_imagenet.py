@@ -13,7 +13,6 @@ from urllib.error import URLError
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from torchvision.datasets.utils import download_and_extract_archive
 
 from ..data import DataError, Images, check_split
 from .cache import Pictures, cached
@@ -53,6 +52,7 @@ def tiny_imagenet(
     root = Path(root or DATA)
     folder = root/"tiny-imagenet-200"
     if not _labelled_files(folder, split):
+        from torchvision.datasets.utils import download_and_extract_archive  # only here: it takes a second
         try: download_and_extract_archive(_URL, root)
         except (URLError, OSError, RuntimeError, zipfile.BadZipFile) as e:
             raise DataError(f"Tiny-ImageNet is not in {folder} and could not be downloaded ({e}): connect to the "
