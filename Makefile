@@ -12,6 +12,8 @@
 # make precision   one model for all rates, regions: run what is missing of results/precision/ (an hour or two; can be stopped and continued)
 # make applications  inpainting, denoising, compression, conditional generation, and the tutorial of anchoring, into results/applications/ (an hour
 #                  and more); KODAK=folder measures compression on the Kodak suite, too
+# make codec_peer  our codec beside CompressAI's hyperprior at equal training, and what an anchor does there (an hour and a half; can be
+#                  stopped and continued)
 # make recognition  importance trained for a classifier of Tiny-ImageNet (downloaded on first use), six seeds; the importance that ships (two hours,
 #                  can be stopped and continued)
 # make models      train the models that ship again, into saaae/pretrained/ (an hour and a half; can be stopped and continued; needs apt-get)
@@ -37,8 +39,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 2147483647
 
-.PHONY: reproduce evidence tiny_imagenet regime water noise_bank audit notebooks verdict check precision applications recognition models bench full test test-slow explore watch docs \
-	lab export readme
+.PHONY: reproduce evidence tiny_imagenet regime water noise_bank audit notebooks verdict check precision applications codec_peer recognition models bench full \
+	test test-slow explore watch docs lab export readme
 
 .venv/installed: requirements.lock setup.py settings.ini
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
@@ -85,7 +87,7 @@ noise_bank: .venv/installed
 
 audit: .venv/installed
 	@mkdir -p results/audit
-	@$(PAPERMILL) nbs/lab/audit_others.ipynb results/audit/audit.ipynb
+	@$(PAPERMILL) nbs/lab/audit_others.ipynb results/audit/audit_others.ipynb
 
 notebooks: .venv/installed
 	@$(BIN)/python tools/run_notebooks.py
@@ -111,6 +113,12 @@ applications: .venv/installed
 		'echo "@ begins"; $(BIN)/papermill -k python3 --no-progress-bar --log-level ERROR nbs/apps/@.ipynb results/applications/@.ipynb && echo "@ is done"'
 	@$(BIN)/papermill -k python3 --no-progress-bar --log-level ERROR nbs/apps/compression.ipynb results/applications/compression.ipynb $(if $(KODAK),-p kodak $(KODAK))
 	@echo "results/applications has a table, a picture and an executed notebook for each."
+
+codec_peer: .venv/installed
+	@mkdir -p results/applications
+	@$(BIN)/python data/photos64/build.py --originals
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/peer -r requirements.peer
+	@PYTHONPATH=$(CURDIR)/.venv/peer $(PAPERMILL) nbs/apps/codec_peer.ipynb results/applications/codec_peer.ipynb
 
 recognition: .venv/installed
 	@mkdir -p results/applications

@@ -6,7 +6,6 @@ import os, subprocess, sys
 import pytest
 from conftest import ROOT
 
-WHEELS = ["compressai==1.2.8", "pytorch-msssim==1.0.0", "torch-geometric==2.8.1", "xxhash==4.1.0"]
 PROGRAM = """
 import copy, pickle
 import torch
@@ -46,7 +45,7 @@ print("all is well")
 @pytest.mark.slow
 def test_real_bytes_there_and_back(tmp_path):
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check"]
-    subprocess.run([*pip, "--target", tmp_path, *WHEELS], check=True)
+    subprocess.run([*pip, "--target", tmp_path, "-r", ROOT / "requirements.peer"], check=True)
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PROGRAM],
         cwd=tmp_path,
