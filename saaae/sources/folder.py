@@ -160,6 +160,7 @@ def _read_folder(
             else: yield rearrange(picture, "h w c -> c h w"), place[kind], next(group)
     return about, pictures()
 
+# %% ../../nbs/sources/folder.ipynb #576ade3a
 def folder_images(
     root: str | Path,      # a folder of images, or of folders of images (one a class)
     split: str = "train",  # train or test
