@@ -18,6 +18,7 @@ EXIT_CODES = """Pictures are of any size. MODEL is photos64, which ships, or the
 Exit code: 0, 1 for an error told in one sentence or for files that were skipped, 2 for a command line that cannot be
 read."""
 
+# %% ../../nbs/tools/cli.ipynb #9c44519f
 def add_pictures(command: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
     "The commands for pictures of any size."
     about = dict(

@@ -34,6 +34,7 @@ def sources(source: Path, command: str) -> tuple[Path, list[Path]]:  # the folde
     if not files: raise PictureCommandError(f"{source} has no {'stream' if command == 'decode' else 'picture'}.")
     return source, files
 
+# %% ../../nbs/tools/picture_commands.ipynb #6122cf6e
 def _targets(source: Path, out: Path | None, command: str, force: bool = False) -> list[tuple[Path, Path]]:
     "Each file of a source and where its result goes. Raises."
     root, files = sources(source, command)
