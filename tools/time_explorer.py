@@ -1,7 +1,7 @@
 """How long the explorer takes to be there, and to follow the mouse, in Chromium: `python tools/time_explorer.py` writes
-results/explore/times.csv. On a machine with nothing else to do."""
+results/explore/times.md. On a machine with nothing else to do."""
 
-import platform, shutil, sys, tempfile, time
+import os, shutil, sys, tempfile, time
 from pathlib import Path
 
 import pandas as pd
@@ -49,20 +49,22 @@ def main() -> None:
             page = opened(chromium, address, (1440, 900))
             start = time.perf_counter()
             run_all(page)
-            rows.append(dict(what=f"ready after Run All Cells, {turn}", seconds=time.perf_counter() - start, times=1))
+            rows.append(dict(what=f"ready after Run All Cells, {turn}", seconds=time.perf_counter() - start))
             if turn == "first": page.close()
         for tab, inner, name, caption, way in (("Photograph, any size", None, "bytes", "rebuilt", -1),
                                                ("Gate, 64x64", "image", "mask", "SAAAE", 1)):
             open_tab(page, tab)
             if inner: open_tab(page, inner)
             took = pd.Series(follow(page, name, caption, way)) / 1000
-            rows += [dict(what=f"{tab}: {name}, {part}", seconds=took.quantile(q), times=len(took))
-                     for part, q in (("median", .5), ("nine of ten within", .9))]
+            rows += [dict(what=f"{tab}: {name} dragged, {part} of {len(took)}", seconds=took.quantile(q))
+                     for part, q in (("median", .5), ("nine of ten", .9))]
         chromium.close()
-    table = pd.DataFrame(rows).assign(machine=platform.processor() or platform.machine())
-    out = ROOT / "results" / "explore" / "times.csv"
-    table.to_csv(out, index=False, float_format="%.3f")
-    print(table.to_string(index=False))
+    lines = ["| the explorer, in Chromium | seconds |", "|---|---:|"]
+    lines += [f"| {row['what']} | {row['seconds']:.2f} |" for row in rows]
+    cpu = next(line.split(":")[1].strip() for line in Path("/proc/cpuinfo").open() if line.startswith("model name"))
+    text = "\n".join([*lines, "", f"{cpu}, {os.cpu_count()} cores, nothing else running.", ""])
+    (ROOT / "results" / "explore" / "times.md").write_text(text)
+    print(text)
 
 
 if __name__ == "__main__": main()
