@@ -8,6 +8,7 @@ __all__ = ['ENDINGS', 'PictureCommandError', 'sources', 'targets', 'beside', 'ma
 
 # %% ../../nbs/tools/picture_commands.ipynb #cell-02
 import argparse, io, sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -60,9 +61,9 @@ def targets(given: list[Path], out: Path | None, command: str, force: bool = Fal
     if len(given) > 1 and out is not None and out.suffix and not out.is_dir():
         raise PictureCommandError(f"--out must be a folder for several files, not {out}.")
     pairs = [pair for source in given for pair in _targets(source, out, command)]
-    places = [target for _, target in pairs]
+    times = Counter(target for _, target in pairs)
     for file, target in pairs:
-        if places.count(target) > 1: raise PictureCommandError(f"{target} would be the result of several files.")
+        if times[target] > 1: raise PictureCommandError(f"{target} would be the result of several files.")
         if target.exists() and (not force or target.resolve() == file.resolve()):
             raise PictureCommandError(f"{target} is there already: name another place with --out, or say --force.")
     return pairs
