@@ -159,7 +159,8 @@ def main(
     argv = sys.argv[1:] if argv is None else argv
     args = parser().parse_args(argv)
     named = ("out", "dataset", "folder", "model", "source")
-    if empty := next((k for k in named if (v := getattr(args, k, None)) == "" or isinstance(v, list) and "" in v), None):
+    given = {k: getattr(args, k, None) for k in named}
+    if empty := next((k for k, v in given.items() if v == "" or isinstance(v, list) and "" in v), None):
         print(f"saaae: {empty} is empty: name one.", file=sys.stderr)
         return 1
     for stream in (sys.stdout, sys.stderr):
